@@ -1,0 +1,1 @@
+"""Alignments, heat maps and pages: what people look at."""

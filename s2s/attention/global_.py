@@ -1,0 +1,49 @@
+"""Global attention: every source position is scored and the context is the weighted mean of them all.
+
+    a = normalise(e),   c = sum_j a_j h_j
+
+Bahdanau et al. 2015, section 3.1; Luong et al. 2015, section 3.1. Which of the two it is depends on the score and on
+the decoder's wiring (who asks: the state before or after this word's step), not on this file.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from s2s.attention.normalise import Normaliser, normalise
+from s2s.attention.scores import AnyScore, GeneralSettings, Score
+from s2s.interfaces import Attended, Attention, Memory
+from s2s.settings import AttentionSettings
+from s2s.tree import Tree
+
+
+class Global(Attention):
+    """Soft attention over all positions; stateless, so all T queries are attended at once."""
+
+    def __init__(self, score: Score, normaliser: Normaliser, memory_size: int) -> None:
+        super().__init__()
+        self.score, self.normaliser, self.context_size = score, normaliser, memory_size
+
+    def prepare(self, memory: Memory) -> Memory:
+        return memory._replace(keys=self.score.keys(memory.values))
+
+    def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+        scores = self.score(query, memory.keys)
+        weights = normalise(scores, memory.mask.unsqueeze(1), self.normaliser)  # (B, T, S)
+        context = weights.to(memory.values.dtype) @ memory.values  # (B, T, M)
+        return Attended(context, weights), state
+
+
+class GlobalSettings(AttentionSettings):
+    """Attend to every source position (Bahdanau 2015; Luong 2015)."""
+
+    kind: Literal["global"]
+    score: AnyScore = GeneralSettings(kind="general")
+    """How a position is scored: dot, general, additive (concat) or location."""
+    normaliser: Normaliser = "softmax"
+    """Scores to weights: softmax, or sparsemax and entmax15, which give exact zeros."""
+
+    def build(self, query_size: int, memory_size: int) -> Global:
+        return Global(self.score.build(query_size, memory_size), self.normaliser, memory_size)

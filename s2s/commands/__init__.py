@@ -1,0 +1,1 @@
+"""One file per command: where the parts meet."""

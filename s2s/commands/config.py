@@ -1,0 +1,338 @@
+"""`s2s config`: show, check, describe and start configuration files; the words for the reference page are here too."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from s2s import configfile
+from s2s.configfile import Key, dotted
+from s2s.errors import ConfigError, DataError, SystemRefused
+
+if TYPE_CHECKING:
+    from s2s.data.text import Pair
+
+# s2s.config imports every part of the tool, torch too, and is therefore imported where it is used.
+
+
+def show(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Print the file as it would be used: what it extends merged, overrides applied, every default written out."""
+    from s2s.config import load
+
+    print(configfile.dump(load(path, overrides).model_dump(mode="json")), end="")
+
+
+def check(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Print that the file is right; `ConfigError` with everything that is not."""
+    from s2s.config import load
+
+    load(path, overrides)
+    print(f"{path}: ok")
+
+
+def describe(key: str | None = None) -> None:
+    """Print what can be said about one key path, or about the sections of a file."""
+    from s2s.config import Config
+
+    print(description(Config, key))
+
+
+def schema() -> None:
+    """Print the JSON Schema of a configuration file, for editors."""
+    from s2s.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+# Describing ----------------------------------------------------------------------------------------------------------
+
+
+def description(model: type[BaseModel], key: str | None = None) -> str:
+    """The documentation of a key path of ``model``, or of its top level. Raises `ConfigError` for an unknown key.
+
+    A part of the path may also be the name of a kind: ``model.encoder.rnn.layers``.
+    """
+    parts = key.split(".") if key else []
+    fields: list[tuple[type[BaseModel], FieldInfo]] = []
+    owners: list[type[BaseModel]] = [model]
+    for index, part in enumerate(parts):
+        having = [owner for owner in owners if part in owner.model_fields]
+        of_kind = [owner for owner in owners if configfile.kind_of(owner) == part]
+        if having:
+            fields = _different([(owner, owner.model_fields[part]) for owner in having])
+            owners = list(dict.fromkeys(each for _, field in fields for each in configfile.members(field.annotation)))
+        elif of_kind:
+            fields, owners = [], of_kind
+        else:
+            place = (
+                configfile.right_place(tuple(parts[: index + 1]), owners, model)
+                if owners
+                else f"; {'.'.join(parts[:index])} has no keys"
+            )
+            path = ".".join(parts[: index + 1])
+            raise ConfigError("", f"{path} is not a setting{place}")
+    lines: list[str] = []
+    for owner, field in fields:
+        kind = f" (kind: {configfile.kind_of(owner)})" if len(fields) > 1 else ""
+        lines += [f"{key}{kind}: {words(field)}", *_indented(_meaning(field))]
+    if key and not fields:  # the path ends in a kind
+        lines += [key, *_indented(_documentation(owners[0]))]
+    lines += _contents(owners)
+    return "\n".join(lines).strip()
+
+
+def _contents(owners: list[type[BaseModel]]) -> list[str]:
+    """The keys of the only settings class, or the kinds there are."""
+    if len(owners) > 1:
+        kinds = [(str(configfile.kind_of(owner)), _documentation(owner)) for owner in owners]
+        return ["", "kinds:", *(f"  {kind}: {_summary(text)}" for kind, text in kinds)]
+    entries = [(name, field) for owner in owners for name, field in owner.model_fields.items()]
+    lines = ["", "keys:"] if entries else []
+    for name, field in entries:
+        lines += [f"  {name}: {words(field)}"]
+        lines += [f"      {line}" for line in [_summary(_meaning(field))] if line]
+    return lines
+
+
+def _different(fields: list[tuple[type[BaseModel], FieldInfo]]) -> list[tuple[type[BaseModel], FieldInfo]]:
+    """Without those that say the same of the key as an earlier one, as the same setting of several kinds does."""
+    return list({(words(field), field.description): (owner, field) for owner, field in reversed(fields)}.values())[::-1]
+
+
+def words(field: FieldInfo) -> str:
+    """The type, the limits and the default of a setting: ``a number, greater than 0; default 0.001``."""
+    text = _type_words(configfile.field_type(field))
+    if field.is_required():
+        return f"{text}; required"
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, BaseModel):
+        kind = configfile.kind_of(type(default))
+        default = {**({"kind": kind} if kind else {}), **default.model_dump(mode="json", exclude_defaults=True)}
+    return f"{text}; default {configfile.inline(list(default) if isinstance(default, tuple) else default)}"
+
+
+def _type_words(annotation: Any) -> str:
+    """A type in plain words."""
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        if any(isinstance(mark, configfile.PathMarker) for mark in marks):
+            return "a file path"
+        return ", ".join([_type_words(inner), *_limits(marks)])
+    choices = configfile.alternatives(annotation)
+    kinds = configfile.kinds_of(choices)
+    if kinds:
+        texts = [f"a mapping with a kind ({', '.join(kinds)})"]
+    elif choices == [annotation]:
+        return _single_type_words(annotation)
+    else:
+        # Only the members themselves still have their limits; null goes last.
+        texts = [_type_words(member) for member in get_args(annotation) if member is not type(None)]
+    nullable = type(None) in get_args(annotation)
+    return " or ".join([*texts, *(["null"] if nullable else [])])
+
+
+def _single_type_words(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ("one of " if len(inner) > 1 else "") + ", ".join(configfile.inline(choice) for choice in inner)
+    if origin in (list, tuple, set, frozenset):
+        return f"a list ({_type_words(inner[0])})"
+    if origin is dict:
+        return f"a mapping of names ({_type_words(inner[1])})"
+    if configfile.is_settings(annotation):
+        return "a section"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return names.get(annotation, str(annotation))
+
+
+def _limits(marks: Sequence[Any]) -> Iterator[str]:
+    """The limits that a type is marked with, in words."""
+    names = {
+        "gt": "greater than",
+        "ge": "at least",
+        "lt": "less than",
+        "le": "at most",
+        "multiple_of": "a multiple of",
+        "min_length": "with a length of at least",
+        "max_length": "with a length of at most",
+        "pattern": "matching",
+    }
+    for mark in marks:
+        yield from _limits(mark.metadata if isinstance(mark, FieldInfo) else ())
+        for attribute, name in names.items():
+            if (limit := getattr(mark, attribute, None)) is not None:
+                yield f"{name} {limit}"
+
+
+def _documentation(settings: type[BaseModel]) -> str:
+    """The docstring of a settings class; one made by filling in a generic class has that class's."""
+    origin = settings.__pydantic_generic_metadata__["origin"] or settings
+    return inspect.cleandoc(origin.__doc__ or "")
+
+
+def _meaning(field: FieldInfo) -> str:
+    """What is said about a setting: at the field or, for a section, at its class."""
+    if field.description:
+        return field.description
+    sections = configfile.alternatives(field.annotation)
+    return _documentation(sections[0]) if len(sections) == 1 and configfile.is_settings(sections[0]) else ""
+
+
+def _summary(text: str) -> str:
+    """The first paragraph, on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
+def _indented(text: str | None) -> list[str]:
+    return [f"    {line}".rstrip() for line in (text or "").splitlines()]
+
+
+# The reference page --------------------------------------------------------------------------------------------------
+
+
+def reference(model: type[BaseModel]) -> str:
+    """Every setting of ``model`` as a page of Markdown: a heading for each section, below it one for each kind."""
+    found: dict[Key, list[type[BaseModel]]] = {}
+    for key, settings in configfile.sections(model):
+        if settings not in found.setdefault(key, []):
+            found[key].append(settings)
+    lines = [
+        "# Settings",
+        "",
+        "Every key of a configuration file. This page is generated; the text is in the code.",
+        "",
+    ]
+    documented: dict[tuple[type[BaseModel], ...], str] = {}
+    for key, classes in found.items():
+        name = f"`{dotted(key)}`" if key else "The top level"
+        first = documented.setdefault(tuple(classes), name)
+        lines += [f"## {name}", ""]
+        if first != name:
+            lines += [f"The same as {first}.", ""]
+            continue
+        for settings in classes:
+            lines += [f"### kind: {configfile.kind_of(settings)}", ""] if len(classes) > 1 else []
+            lines += [_documentation(settings), "", *_table(settings), ""] if key else [*_table(settings), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(settings: type[BaseModel]) -> list[str]:
+    rows = [("key", "value", "meaning"), ("---", "---", "---")]
+    for name, field in settings.model_fields.items():
+        rows.append((f"`{name}`", words(field), " ".join(_meaning(field).split())))
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+
+
+# A first file --------------------------------------------------------------------------------------------------------
+
+_HELD_OUT = 2000  # pairs of a validation or test set, but no more than a twentieth of all
+_LONGEST = 256  # words of a sentence
+
+_TEMPLATE = """\
+# `s2s config describe KEY` explains a key, such as optimizer.lr; keys that are not written have their defaults.
+data:                     # paths are relative to this file; line N of source is translated by line N of target
+  train: {train}
+  valid: {valid}
+  test: {test}
+tokenizer: {{kind: sentencepiece, model: bpe, vocabulary: 8000, joint: true}}  # vocabulary is an upper limit
+batches: {{tokens: 2048, accumulate: 1}}      # target tokens of an update: tokens x accumulate
+model:
+  encoder: {{kind: rnn, cell: lstm, layers: 1, size: 512, bidirectional: true}}
+  decoder:
+    kind: rnn
+    cell: lstm
+    wiring: luong         # where attention stands: luong, bahdanau or cgru
+    input_feeding: true
+    attention: {{kind: global, score: general}}   # the kinds: s2s config describe model.decoder.attention
+objective: {{label_smoothing: 0.1}}
+optimizer:
+  kind: adam
+  lr: 1e-3
+  schedule: {{kind: inverse_sqrt, warmup: 400}}   # updates until the learning rate is at its highest
+  clip: 1.0               # largest norm of the gradient
+training:
+  max_updates: 8000
+  validate_every: 250     # updates
+  save_every: 250
+  stop_on: bleu
+  patience: 10            # validations without a better score before training stops
+search: {{beam: 5, length_penalty: average}}
+seed: 1
+"""
+
+
+def new(source: Path, target: Path, out: Path) -> None:
+    """Write a commented configuration ``out`` for two parallel files, and print the command that uses it.
+
+    The pairs are split into train, valid and test files in a folder beside ``out``. Which pair goes where depends on
+    its text alone, so that equal pairs are never on two sides. Refuses to overwrite.
+    """
+    from s2s.data.text import OutputFile, PairCounts, read_pairs
+
+    out = Path(out)
+    folder = out.parent / f"{out.stem}-data"
+    suffixes = _suffixes(Path(source), Path(target))
+    paths = {part: [folder / f"{part}.{suffix}" for suffix in suffixes] for part in ("train", "valid", "test")}
+    config = OutputFile(out, inputs=(source, target))  # refuses, before any work, what exists
+    files = {part: [OutputFile(path, inputs=(source, target)) for path in both] for part, both in paths.items()}
+    counts = PairCounts()
+    valid, test = _held_out([_digest(pair) for pair in read_pairs(source, target, max_length=_LONGEST, counts=counts)])
+    print(counts.summary(), file=sys.stderr)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SystemRefused(folder, f"cannot be made: {error.strerror}") from error
+    with ExitStack() as stack:
+        for file in (config, *(file for both in files.values() for file in both)):
+            stack.enter_context(file)
+        seen: set[int] = set()
+        for pair in read_pairs(source, target, max_length=_LONGEST, counts=PairCounts()):
+            digest = _digest(pair)
+            part = "valid" if digest in valid else "test" if digest in test else "train"
+            if part != "train" and digest in seen:
+                continue  # a sentence is judged once
+            if part != "train":
+                seen.add(digest)
+            for file, text in zip(files[part], (pair.source, pair.target), strict=True):
+                file.write_line(text)
+        for line in _TEMPLATE.format(**{part: _sides(both, out.parent) for part, both in paths.items()}).splitlines():
+            config.write_line(line)
+    print(shlex.join(["s2s", "train", "--config", str(out)]))
+
+
+def _suffixes(source: Path, target: Path) -> tuple[str, str]:
+    """What names the two sides: the file suffixes, such as languages, if they differ."""
+    first, second = (path.with_suffix("") if path.suffix == ".gz" else path for path in (source, target))
+    if first.suffix and second.suffix and first.suffix != second.suffix:
+        return first.suffix[1:], second.suffix[1:]
+    return "source", "target"
+
+
+def _sides(both: list[Path], folder: Path) -> str:
+    """Two files as a mapping in YAML, relative to the configuration."""
+    names = [str(path.relative_to(folder)) for path in both]
+    return configfile.inline({"source": names[0], "target": names[1]})
+
+
+def _digest(pair: Pair) -> int:
+    """A number that depends on the pair's text alone, the same in every process."""
+    return int.from_bytes(blake2b(f"{pair.source}\n{pair.target}".encode(), digest_size=8).digest())
+
+
+def _held_out(digests: list[int]) -> tuple[set[int], set[int]]:
+    """The digests of the validation and of the test pairs."""
+    different = sorted(set(digests))
+    if len(different) < 3:
+        raise DataError("", f"{len(different)} different pairs cannot be split into train, valid and test sets")
+    size = max(1, min(_HELD_OUT, len(different) // 20))
+    return set(different[:size]), set(different[size : 2 * size])

@@ -1,0 +1,238 @@
+"""`s2s train`: settings, data, model, loop; or, in a run's directory that has checkpoints, going on with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from s2s import config as configuration
+from s2s import configfile
+from s2s.checkpoint import Checkpoints, Loaded, RunLock, require
+from s2s.config import Config
+from s2s.data import tokenizer
+from s2s.data.batches import Batch, Indices, Sampling, collate, group_updates, plan_epoch, valid_batches
+from s2s.data.prepare import Prepared, prepare
+from s2s.data.shards import Corpus
+from s2s.errors import CheckpointError, ConfigError, DataError, Stopped
+from s2s.evaluation import score_all
+from s2s.progress import say, warn
+from s2s.run import Run, build_model, default_directory
+from s2s.search.translate import Translator
+from s2s.training.metrics import MetricsLog
+from s2s.training.objective import TrainingStep
+from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
+
+_HARMLESS = (
+    "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
+    "training.log_every", "training.save_every", "training.keep_last", "search", "data.test", "data.cache",
+)  # fmt: skip
+"""Settings that may change between two parts of a run."""
+_INEXACT = ("training.precision", "training.device")
+"""Settings that may change, but then the run is no longer what an undisturbed one would have been."""
+
+
+def train(
+    config_path: Path,
+    overrides: Sequence[str] = (),
+    run_directory: Path | None = None,
+    resume: Literal["auto", "none"] = "auto",
+    overwrite: bool = False,
+) -> None:
+    """Train, or go on training, and say where the model is."""
+    config = _resolved(configuration.load(config_path, overrides))
+    run = Run(run_directory or default_directory(config_path))
+    if run.path.is_dir():
+        with RunLock(run.path):
+            _train(config, run, run.open(resume == "auto", overwrite))
+    else:
+        identity = run.open(resume == "auto", overwrite)
+        with RunLock(run.path):
+            _train(config, run, identity)
+
+
+def _resolved(config: Config) -> Config:
+    """The same with ``auto`` replaced by what it means on this machine."""
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    training = config.training.model_copy(update={"device": device.type, "precision": precision})
+    return config.model_copy(update={"training": training})
+
+
+def _train(config: Config, run: Run, identity: str) -> None:
+    training = config.training
+    checkpoints = Checkpoints(run.path, identity, training.keep_last, warn=warn)
+    checkpoints.clean()
+    loaded = checkpoints.load_newest()
+    if loaded is not None:
+        _compare_settings(require(loaded.snapshot.state, "config", dict), config)
+    prepared = _data(config, run, loaded)
+    model = build_model(config, prepared.tokenizers)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
+        f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
+        f"{torch.get_num_threads()} threads")  # fmt: skip
+    step = TrainingStep(model, config.objective)
+    facts = {
+        "config": config.model_dump(mode="json"),
+        "tokenizer": prepared.tokenizers.fingerprint,
+        "fingerprint": prepared.fingerprint,
+        "threads": torch.get_num_threads(),
+    }
+    metrics = MetricsLog(run.metrics, warn)
+    validation = None if prepared.valid is None else Validator(config, prepared)
+    trainer = Trainer(
+        step, EpochData(config, prepared), config.optimizer, training, seed=config.seed, run=run.path,
+        checkpoints=checkpoints, metrics=metrics, validate=validation, facts=facts,
+    )  # fmt: skip
+    run.write_config(config)
+    if loaded is not None:
+        _check_machine(loaded)
+        trainer.load(loaded.snapshot, loaded.path.name)
+        say(f"continuing from {loaded.path} (update {loaded.step})")
+    metrics.truncate_after(trainer.state.update)
+    before = trainer.state.update
+    try:
+        ended = trainer.run()
+    finally:
+        metrics.close()
+    _report(trainer, run, ended, trainer.state.update == before and loaded is not None)
+
+
+def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
+    """Say how it ended. Raises Stopped after a signal."""
+    state = trainer.state
+    number = trainer.signals.stop
+    if number is not None:
+        import signal
+
+        kept = f"saved {run.path}/checkpoints/step-{state.update:08d}" if state.update else "nothing to save yet"
+        name = signal.Signals(number).name
+        raise Stopped(number, f"stopped by {name} at step {state.update}; {kept}", "continue with the same command")
+    if nothing_done:
+        say(f"already complete ({ended})")
+        return
+    best = "" if state.best is None else (
+        f"; best {trainer.settings.stop_on} {state.best:.2f} at update {state.best_update}"
+    )  # fmt: skip
+    say(f"done: {ended}, {state.target_tokens:,} target tokens in {state.seconds:.0f} s of training{best}")
+    say(f"next: s2s eval --model {run.path}")
+
+
+def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
+    """The corpora; with the run's own vocabularies where it has them. Raises DataError if the texts changed since."""
+    own = tokenizer.load(run.tokenizer) if loaded is not None else None
+    prepared = prepare(config.data, config.tokenizer, run.path.parent / ".cache", say, own)
+    if loaded is None:
+        tokenizer.save(prepared.tokenizers, run.tokenizer)
+        return prepared
+    if require(loaded.snapshot.state, "tokenizer", str) != prepared.tokenizers.fingerprint:
+        raise CheckpointError(run.tokenizer, "vocabulary hash differs from the one the model was trained with")
+    saved = require(loaded.snapshot.state, "fingerprint", dict)
+    for name, files in prepared.fingerprint.items():
+        for side, facts in files.items():
+            if saved.get(name, {}).get(side, {}).get("sha256") != facts["sha256"]:
+                where = getattr(getattr(config.data, name), side)
+                what = f"changed since step {loaded.step} (sha256 {facts['sha256'][:12]}...)"
+                raise DataError(where, what, "restore the file, or start anew in another --run-dir")
+    return prepared
+
+
+def _compare_settings(saved: dict[str, Any], config: Config) -> None:
+    """Refuse to go on under other settings, except those that may change."""
+    refused = []
+    for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
+        if key.startswith(_HARMLESS):
+            say(f"changed since the checkpoint: {key}: {old} -> {new}")
+        elif key.startswith(_INEXACT):
+            warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")
+        else:
+            refused.append(f"{key}: {old} -> {new}")
+    if refused:
+        what = "these settings differ from the checkpoint's: " + ", ".join(refused)
+        raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
+
+
+def _check_machine(loaded: Loaded) -> None:
+    """Warn of what makes the rest of a run differ in its last bits."""
+    state = loaded.snapshot.state
+    now = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    for name, value in now.items():
+        if state.get(name) != value:
+            warn(f"{name}: {state.get(name)} -> {value}: the run is no longer the same to the bit")
+
+
+class EpochData:
+    """The training corpus as the trainer asks for it."""
+
+    def __init__(self, config: Config, prepared: Prepared) -> None:
+        self.config, self.prepared, self.corpus = config, prepared, prepared.train
+
+    def plan(self, epoch: int) -> list[list[Indices]]:
+        """See `TrainingData.plan`."""
+        corpus, settings = self.corpus, self.config.batches
+        plan = plan_epoch(corpus.source_lengths, corpus.target_lengths, settings, self.config.seed, epoch)
+        return group_updates(plan, settings)
+
+    def batch(self, indices: Indices, epoch: int) -> Batch:
+        """See `TrainingData.batch`."""
+        sampling = self.prepared.sampling
+        drawn = None if sampling is None else Sampling(sampling, self.config.seed, epoch)
+        return collate(self.corpus, indices, self.prepared.tokenizers, drawn)
+
+    def lines(self, indices: Indices) -> list[int]:
+        """See `TrainingData.lines`."""
+        return [self.corpus.line(int(index)) for index in indices]
+
+
+class Validator:
+    """Measures a model on the validation set: likelihood with the right words given, and real translations."""
+
+    def __init__(self, config: Config, prepared: Prepared) -> None:
+        assert prepared.valid is not None
+        self.config, self.prepared, self.corpus = config, prepared, prepared.valid
+        self.texts = [self.corpus.text(index) for index in range(len(self.corpus))]
+        lengths = (self.corpus.source_lengths, self.corpus.target_lengths)
+        self.batches = valid_batches(*lengths, config.batches)
+        self.metrics = ("bleu", "chrf", "ter") if config.training.stop_on == "ter" else ("bleu", "chrf")
+
+    def __call__(self, model: nn.Module, check: Callable[[], None]) -> tuple[Validation, list[str]]:
+        """Scores, and a few lines of samples."""
+        seed_forward(self.config.seed, 0, 1)  # whatever a mechanism draws in evaluation is the same every time
+        device = next(model.parameters()).device
+        nll = likelihood(model, self.corpus, self.batches, self.prepared, device, check)
+        scores: Validation = {"nll": nll, "ppl": float(torch.tensor(nll, dtype=torch.float64).exp())}
+        translator = Translator(model, self.prepared.tokenizers, self.config.search, device)  # type: ignore[arg-type]
+        found = [one.text for one in translator.translate((source for source, _ in self.texts), check=check)]
+        references = [target for _, target in self.texts]
+        scores |= {score.name: score.value for score in score_all(found, references, self.metrics)}
+        lines = []
+        for index in range(min(self.config.training.samples, len(found))):
+            source, target = self.texts[index]
+            lines += [f"source      {source}", f"reference   {target}", f"translation {found[index]}"]
+        return scores, lines
+
+
+@torch.no_grad()
+def likelihood(
+    model: nn.Module,
+    corpus: Corpus,
+    batches: Sequence[Indices],
+    prepared: Prepared,
+    device: torch.device,
+    check: Callable[[], None],
+) -> float:
+    """Negative log-likelihood per target token (EOS counted), in nats and in float32, without label smoothing."""
+    from s2s.training.objective import ObjectiveSettings
+
+    step = TrainingStep(model, ObjectiveSettings(label_smoothing=0.0)).eval()
+    nll, tokens = 0.0, 0
+    for indices in batches:
+        check()
+        batch = collate(corpus, indices, prepared.tokenizers)
+        sums = step(batch.source.to(device), batch.source_lengths.to(device), batch.target.to(device))
+        nll, tokens = nll + float(sums.nll), tokens + int(sums.tokens)
+    return nll / tokens

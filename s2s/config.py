@@ -1,0 +1,72 @@
+"""The whole YAML on one page: every section, and every kind that can be chosen in it.
+
+This is the only place that knows all kinds. `load` reads a file, checks it and gives a `Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from s2s import configfile
+from s2s.attention.global_ import GlobalSettings
+from s2s.attention.none import NoneSettings
+from s2s.data.batches import BatchSettings
+from s2s.data.prepare import DataSettings
+from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
+from s2s.models.rnn_decoder import RNNDecoderSettings
+from s2s.models.rnn_encoder import RNNEncoderSettings
+from s2s.models.seq2seq import ModelSettings
+from s2s.models.transformer import TransformerDecoderSettings, TransformerEncoderSettings
+from s2s.search.beam import SearchSettings
+from s2s.settings import Settings
+from s2s.training.objective import ObjectiveSettings
+from s2s.training.optimizer import Adam, AnyOptimizer
+from s2s.training.trainer import TrainingSettings
+
+AnyAttention = Annotated[GlobalSettings | NoneSettings, Field(discriminator="kind")]
+AnyEncoder = Annotated[RNNEncoderSettings | TransformerEncoderSettings, Field(discriminator="kind")]
+AnyDecoder = Annotated[RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings, Field(discriminator="kind")]
+AnyTokenizer = Annotated[SentencePieceSettings | WhitespaceSettings, Field(discriminator="kind")]
+
+
+class Config(Settings):
+    """Everything that a training is made of."""
+
+    data: DataSettings
+    """The texts to learn from and to measure on."""
+    tokenizer: AnyTokenizer = SentencePieceSettings(kind="sentencepiece")
+    """How text is cut into pieces."""
+    batches: BatchSettings = BatchSettings()
+    """How pairs are put together."""
+    model: ModelSettings[AnyEncoder, AnyDecoder]
+    """The network."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """What training minimises."""
+    optimizer: AnyOptimizer = Adam(kind="adam")
+    """How gradients become updates."""
+    training: TrainingSettings = TrainingSettings()
+    """The loop."""
+    search: SearchSettings = SearchSettings()
+    """How translations are searched for, in validation and by `s2s translate`."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Fixes the first weights, the order of the data and every draw."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
+            raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
+        return self
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The checked settings of a YAML file with ``key.path=value`` overrides. Raises ConfigError with every mistake."""
+    return configfile.validate(configfile.load(path, overrides), Config)
+
+
+def save_text(config: Config) -> str:
+    """The resolved settings as YAML that `load` reads back to the same."""
+    return configfile.dump(config.model_dump(mode="json"))

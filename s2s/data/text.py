@@ -1,0 +1,550 @@
+"""Text in and out: the one place that turns bytes into normalised lines and pairs, and lines back into bytes.
+
+A line ends at LF only. Every line becomes NFC with single spaces between words; nothing that comes in can change the
+number of lines, disturb a terminal, or make the reader hold more than one line of bounded size.
+"""
+
+from __future__ import annotations
+
+import enum
+import gzip
+import itertools
+import os
+import re
+import secrets
+import stat
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Protocol, Self
+
+from s2s.errors import DataError, S2SError, SystemRefused, UsageError, printable
+
+Invalid = Literal["error", "replace", "drop"]
+"""What to do with a line that is not UTF-8: refuse the file, put U+FFFD, or give up the line."""
+
+LONGEST_LINE = 1 << 22
+"""Bytes of a line that is still read: 4 MiB hold 1e6 characters of any script."""
+
+REMEDY = "convert the file (iconv -f latin1 -t utf-8) or set data.invalid_utf8: replace"
+
+# What str.split() takes for whitespace is no control character here, except U+001F, which ends no line anywhere.
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+_SHORT_WORD = 1000  # characters; the library's ordering of combining marks takes quadratic time
+_SNIFFED_LINES = 10  # lines in which UTF-16 without a byte order mark is looked for
+
+
+def normalise(line: str) -> tuple[str, int]:
+    """The line in NFC with single spaces between words, and how many control characters became spaces.
+
+    Right-to-left marks, joiners and combining characters stay. The time is linear in the length of the line.
+    """
+    line, controls = _CONTROLS.subn(" ", line)
+    words = line.split()
+    line = " ".join(words)
+    if line.isascii():
+        return line, controls
+    if len(line) > _SHORT_WORD:  # nothing composes across a space, so a long line is the sum of its words
+        return " ".join(_compose(word) for word in words), controls
+    return unicodedata.normalize("NFC", line), controls
+
+
+def _compose(word: str) -> str:
+    """NFC of a word of any length: a long one is put in canonical order first, which leaves no work to the library."""
+    if len(word) <= _SHORT_WORD:
+        return unicodedata.normalize("NFC", word)
+    decomposed = (part for character in word for part in unicodedata.normalize("NFD", character))
+    ordered: list[str] = []
+    for _, run in itertools.groupby(decomposed, key=lambda part: unicodedata.combining(part) != 0):
+        ordered.extend(sorted(run, key=unicodedata.combining))  # stable; the class of every base letter is 0
+    return unicodedata.normalize("NFC", "".join(ordered))
+
+
+def printable_output(text: str) -> str:
+    """One line that is safe on a terminal and in a file: no control or line separator, always encodable as UTF-8."""
+    return _SURROGATES.sub("\ufffd", _UNPRINTABLE.sub(" ", text))
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TextCounts:
+    """What was met in one file or stream; the reader fills it while the lines are taken."""
+
+    where: str = ""
+    """The name of the file in messages."""
+    lines: int = 0
+    blank: int = 0
+    """Lines with nothing left after normalisation."""
+    invalid_utf8: int = 0
+    """Lines that are not UTF-8."""
+    first_invalid: int | None = None
+    """Number of the first such line, from 1."""
+    oversized: int = 0
+    """Lines over `LONGEST_LINE` bytes, which are given up."""
+    controls: int = 0
+    """Control characters replaced by spaces."""
+    one_tab: int = 0
+    """Lines with exactly one tab."""
+    braces: int = 0
+    """Lines that start with `{`."""
+
+    def warnings(self) -> list[str]:
+        """What a reader of the output should know, one line each; for translation, where no line is dropped."""
+        where = printable(self.where)
+        found = []
+        if self.invalid_utf8:
+            found.append(f"{where}: {self.invalid_utf8} lines are not UTF-8, the first is line {self.first_invalid}")
+        if self.oversized:
+            found.append(f"{where}: {self.oversized} lines are longer than {LONGEST_LINE} bytes and were left out")
+        if self.controls:
+            found.append(f"{where}: {self.controls} control characters were replaced by spaces")
+        return found
+
+
+class LineSource(Protocol):
+    """Anything with `readline`, such as an open binary file or `sys.stdin.buffer`."""
+
+    def readline(self, size: int, /) -> bytes:
+        """At most ``size`` bytes, up to and with the next LF; empty at the end."""
+
+
+def read_lines(
+    path: Path | str,
+    *,
+    counts: TextCounts,
+    invalid: Invalid = "error",
+    remedy: str = REMEDY,
+    allow_pipe: bool = False,
+) -> Iterator[str | None]:
+    """The normalised lines of a file, plain or gzip, one by one.
+
+    None stands for a line that was given up: invalid with ``invalid="drop"``, or over `LONGEST_LINE` bytes. What
+    training reads must be a regular file, because it is read again; ``allow_pipe`` admits what can be read only once.
+    Raises DataError, at the first line taken, if the file cannot be opened, and wherever it turns out to be broken.
+    """
+    path = Path(path)
+    with _opened(path, allow_pipe) as stream:
+        yield from read_stream(stream, counts=counts, invalid=invalid, remedy=remedy, where=str(path))
+
+
+@contextmanager
+def _opened(path: Path, allow_pipe: bool) -> Iterator[LineSource]:
+    """A file's bytes, unpacked if they are gzip. Raises DataError if it cannot be opened."""
+    _require_readable(path, allow_pipe)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(path, f"cannot be opened: {error.strerror}") from error
+    with file:
+        zipped = file.peek(2).startswith(b"\x1f\x8b")
+        if path.suffix == ".gz" and not zipped:
+            raise DataError(path, "ends in .gz but is not gzip", "fetch or compress the file again")
+        with gzip.GzipFile(fileobj=file) if zipped else file as stream:
+            yield stream
+
+
+def read_raw_lines(path: Path | str) -> Iterator[str]:
+    """The lines of a file, plain or gzip, as scores compare them: nothing normalised, white space at the end left off.
+
+    sacreBLEU reads its files so. Raises DataError as `read_lines`, and for bytes that are not UTF-8.
+    """
+    counts = TextCounts()
+    with _opened(Path(path), allow_pipe=True) as stream, _told_where(str(path), counts):
+        while raw := stream.readline(-1):
+            counts.lines += 1
+            try:
+                text = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                what = f"line {counts.lines}, byte {error.start + 1}: 0x{raw[error.start]:02x} is not UTF-8"
+                raise DataError(path, what, "convert the file (iconv -f latin1 -t utf-8)") from None
+            yield text.rstrip()
+
+
+def read_stream(
+    stream: LineSource,
+    *,
+    counts: TextCounts,
+    invalid: Invalid = "replace",
+    remedy: str = REMEDY,
+    where: str = "standard input",
+) -> Iterator[str | None]:
+    """As `read_lines`, over an open binary stream; takes no line from it before it is asked for one."""
+    counts.where = where
+    with _told_where(where, counts):
+        while raw := stream.readline(LONGEST_LINE + 1):
+            counts.lines += 1
+            if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+                _skip_line(stream)
+                counts.oversized += 1
+                yield None
+            else:
+                yield _decode(raw.removesuffix(b"\n"), counts, invalid, remedy)
+
+
+@contextmanager
+def _told_where(where: str, counts: TextCounts) -> Iterator[None]:
+    """Faults of the file while it is read become DataErrors that say after which line."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        what = f"broken gzip data after line {counts.lines}: {error}"
+        raise DataError(where, what, "fetch or compress the file again") from error
+    except OSError as error:
+        raise DataError(where, f"cannot be read after line {counts.lines}: {error.strerror}") from error
+
+
+def _skip_line(stream: LineSource) -> None:
+    """Leave the rest of the line behind without holding it."""
+    while part := stream.readline(1 << 20):
+        if part.endswith(b"\n"):
+            return
+
+
+def _decode(raw: bytes, counts: TextCounts, invalid: Invalid, remedy: str) -> str | None:
+    """The normalised text of one line without its LF; what is noteworthy about it goes into ``counts``."""
+    if counts.lines <= _SNIFFED_LINES and _looks_like_utf16(raw, first=counts.lines == 1):
+        raise DataError(counts.where, "is UTF-16, not UTF-8", "convert it (iconv -f utf-16 -t utf-8)")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if invalid == "error":
+            what = f"line {counts.lines}, byte {error.start + 1}: 0x{raw[error.start]:02x} is not UTF-8"
+            raise DataError(counts.where, what, remedy) from None
+        counts.invalid_utf8 += 1
+        counts.first_invalid = counts.first_invalid or counts.lines
+        if invalid == "drop":
+            return None
+        text = raw.decode("utf-8", errors="replace")
+    if counts.lines == 1:
+        text = text.removeprefix("\ufeff")  # the byte order mark
+    counts.one_tab += text.count("\t") == 1
+    counts.braces += text.startswith("{")
+    text, controls = normalise(text)
+    counts.controls += controls
+    counts.blank += not text
+    return text
+
+
+def _looks_like_utf16(raw: bytes, first: bool) -> bool:
+    """Whether a line starts with the mark of UTF-16, or has NUL as every other byte and nowhere else."""
+    if first and raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return True
+    nulls = raw.count(0)
+    # At least four of them: fewer may be stray bytes in UTF-8, which become spaces.
+    return nulls >= 4 and any(len(lane) == nulls == lane.count(0) for lane in (raw[::2], raw[1::2]))
+
+
+def _require_readable(path: Path, allow_pipe: bool) -> None:
+    """Refuse what cannot be a text, before opening it: opening a pipe would wait for its writer."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise DataError(path, "no such file") from error
+    except OSError as error:
+        raise DataError(path, f"cannot be opened: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name
+        raise DataError(path, f"cannot be opened: {error}") from error
+    if stat.S_ISDIR(mode):
+        raise DataError(path, "is a directory, not a text file")
+    if stat.S_ISSOCK(mode) or stat.S_ISBLK(mode):
+        raise DataError(path, "is a device or a socket, not a text file")
+    if not stat.S_ISREG(mode) and not allow_pipe:
+        raise DataError(path, "is a pipe or a device, which cannot be read twice", "write it to a file first")
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A sentence and its translation, normalised, and the number of their line, from 1."""
+
+    source: str
+    target: str
+    line: int
+
+
+class _Distinct:
+    """How many different pairs were seen, in bounded memory.
+
+    Exact up to ``limit``; beyond it, only the pairs whose hash ends in ever more zero bits are held and stand for all.
+    """
+
+    def __init__(self, limit: int = 1 << 16) -> None:
+        self._limit = limit
+        self._held: set[int] = set()
+        self._zeros = 0  # the bits that must be zero, as a mask
+
+    def add(self, source: str, target: str) -> None:
+        """See one more pair."""
+        # A line holds no LF, and this hash is the same in every process, so that a warning is the same in every run.
+        digest = int.from_bytes(blake2b(f"{source}\n{target}".encode(), digest_size=8).digest())
+        if digest & self._zeros:
+            return
+        self._held.add(digest)
+        if len(self._held) > self._limit:
+            self._zeros = self._zeros * 2 + 1
+            self._held = {digest for digest in self._held if not digest & self._zeros}
+
+    def count(self) -> int:
+        """The number of different pairs, an estimate within about a percent if they are very many."""
+        return len(self._held) * (self._zeros + 1)
+
+
+@dataclass
+class PairCounts:
+    """What was met in the two files of a corpus; `read_pairs` fills it, complete when the last pair is taken."""
+
+    name: str = "data"
+    max_length: int = 0
+    pairs: int = 0
+    blank: int = 0
+    """Pairs dropped because a side is blank."""
+    too_long: int = 0
+    """Pairs dropped because a side is too long."""
+    invalid_dropped: int = 0
+    """Pairs dropped because a side is not UTF-8."""
+    invalid_replaced: int = 0
+    """Lines of either side in which U+FFFD was put for what is not UTF-8."""
+    kept: int = 0
+    copies: int = 0
+    """Kept pairs whose two sides are equal."""
+    source: TextCounts = field(default_factory=TextCounts)
+    target: TextCounts = field(default_factory=TextCounts)
+    _distinct: _Distinct = field(default_factory=_Distinct, repr=False)
+
+    def summary(self) -> str:
+        """The line to print about a corpus before it is used."""
+        return f"{self.name}: {self._facts()}"
+
+    def _facts(self) -> str:
+        parts = [
+            f"{self.pairs} pairs read",
+            f"{self.blank} blank",
+            f"{self.too_long} too long (> {self.max_length})",
+            f"{self.source.controls + self.target.controls} control characters replaced",
+        ]
+        if self.invalid_dropped:
+            parts.append(f"{self.invalid_dropped} with invalid UTF-8 dropped")
+        if self.invalid_replaced:
+            parts.append(f"{self.invalid_replaced} lines of invalid UTF-8 replaced")
+        parts.append(f"{self.kept} kept")
+        return ", ".join(parts)
+
+    def warnings(self) -> list[str]:
+        """What looks wrong with the corpus as a whole, one line each."""
+        found = []
+        duplicates = 1 - self._distinct.count() / self.kept if self.kept else 0.0
+        if duplicates > 0.5:
+            found.append(f"{self.name}: {duplicates:.0%} of the {self.kept} pairs repeat an earlier pair")
+        if self.copies > 0.1 * self.kept:
+            found.append(f"{self.name}: the source equals the target in {self.copies} of the {self.kept} pairs")
+        for side in (self.source, self.target):
+            filled = side.lines - side.blank
+            if filled and side.braces == filled:
+                found.append(f"{printable(side.where)}: every line starts with {{; is it JSON, not plain text?")
+            if filled and side.one_tab == filled:
+                found.append(f"{printable(side.where)}: every line has one tab; is it a table, not plain text?")
+        return found
+
+    def _take(self, source: str, target: str) -> None:
+        self.kept += 1
+        self.copies += source == target
+        self._distinct.add(source, target)
+
+    def _unequal(self, extra: str | None) -> DataError:
+        """The two files differ in length; ``extra`` is the last line of the longer one."""
+        source, target = self.source, self.target
+        if extra == "" and abs(source.lines - target.lines) == 1:
+            todo = "one file ends with an extra blank line"
+        else:
+            todo = "line N of one file must translate line N of the other"
+        return DataError("", f"{source.where} has {source.lines} lines, {target.where} {target.lines}", todo)
+
+
+class _End(enum.Enum):
+    """The side of a pair that is not there: its file has ended."""
+
+    END = enum.auto()
+
+
+def read_pairs(
+    source_path: Path | str,
+    target_path: Path | str,
+    *,
+    max_length: int,
+    invalid: Invalid = "error",
+    counts: PairCounts,
+    name: str = "data",
+) -> Iterator[Pair]:
+    """The usable pairs of two parallel files, in order; what is dropped is counted.
+
+    A side is too long with more than ``max_length`` words or 20 times as many characters; the limit on subwords is
+    applied where they are known. Take all pairs before using any: that the files do not match (DataError with both
+    counts), or that no pair is left, is known only at the end. Raises UsageError if both paths are one file.
+    """
+    source_path, target_path = Path(source_path), Path(target_path)
+    for path in (source_path, target_path):
+        _require_readable(path, allow_pipe=False)
+    if source_path.samefile(target_path):
+        raise UsageError(target_path, "source and target are the same file", "give two files")
+    counts.name, counts.max_length = name, max_length
+    sides = itertools.zip_longest(
+        read_lines(source_path, counts=counts.source, invalid=invalid),
+        read_lines(target_path, counts=counts.target, invalid=invalid),
+        fillvalue=_End.END,
+    )
+    extra: str | None = None
+    oversized = 0
+    for line, (source, target) in enumerate(sides, start=1):
+        if source is _End.END:
+            extra = None if target is _End.END else target
+        elif target is _End.END:
+            extra = source
+        elif source is None or target is None:
+            now = counts.source.oversized + counts.target.oversized
+            if now > oversized:
+                counts.too_long += 1
+            else:
+                counts.invalid_dropped += 1
+            oversized = now
+        elif not source or not target:
+            counts.blank += 1
+        elif _is_too_long(source, max_length) or _is_too_long(target, max_length):
+            counts.too_long += 1
+        else:
+            counts._take(source, target)
+            yield Pair(source, target, line)
+    if counts.source.lines != counts.target.lines:
+        raise counts._unequal(extra)
+    counts.pairs = counts.source.lines
+    if invalid == "replace":
+        counts.invalid_replaced = counts.source.invalid_utf8 + counts.target.invalid_utf8
+    if not counts.kept:
+        raise DataError(name, f"no pair is left of {source_path} and {target_path}: {counts._facts()}")
+
+
+def _is_too_long(text: str, max_length: int) -> bool:
+    return len(text) > 20 * max_length or text.count(" ") >= max_length
+
+
+def shared_pairs(train: Iterable[Pair], valid: Iterable[Pair]) -> int:
+    """How many different pairs of ``valid`` are in ``train`` too; only ``valid`` is held in memory."""
+    held = {(pair.source, pair.target) for pair in valid}
+    return len({both for pair in train if (both := (pair.source, pair.target)) in held})
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+
+class OutputFile:
+    """A text file that appears whole or not at all.
+
+    Use as a context manager. Lines go to a temporary file in the same folder, which takes the name at the end. If the
+    body or the writing fails, the target stays as it was and what was written is kept as ``NAME.partial``, named in
+    the error. A pipe or a device, such as /dev/null, is written directly.
+    """
+
+    def __init__(self, path: Path | str, *, overwrite: bool = False, inputs: Sequence[Path | str] = ()) -> None:
+        """Raises UsageError if the file is one of ``inputs``, through links too, or exists without ``overwrite``.
+
+        What the system refuses, here and later, is SystemRefused.
+        """
+        self.path = Path(path)
+        self._target = Path(os.path.realpath(path))  # a link stays, the file behind it is replaced
+        self._partial = self._target.with_name(f"{self._target.name}.partial")
+        for other in inputs:
+            if _is_same_file(self._target, other) or _is_same_file(self._partial, other):
+                raise UsageError(path, "is the input too", "choose another output file")
+        try:
+            mode = self._target.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            mode = stat.S_IFREG
+        except OSError as error:
+            raise self._refused(error) from error
+        else:
+            if stat.S_ISDIR(mode):
+                raise UsageError(path, "is a directory", "give a file name")
+            if stat.S_ISREG(mode) and not overwrite:
+                raise UsageError(path, "exists already", "choose another name or add --overwrite")
+        self._is_special = not stat.S_ISREG(mode)
+        self._temporary = self._target if self._is_special else self._target.with_name(f".s2s-{secrets.token_hex(8)}")
+
+    def __enter__(self) -> Self:
+        # The mode of a new file is 0666 less the user's umask; tempfile would give 0600.
+        flags = os.O_WRONLY if self._is_special else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            self._file: BinaryIO = os.fdopen(os.open(self._temporary, flags, 0o666), "wb")
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(self.path, "its folder does not exist", "create it first") from error
+        except OSError as error:
+            raise self._refused(error) from error
+        return self
+
+    def write_line(self, text: str) -> None:
+        """Write one line of text, as `printable_output` gives it, and LF."""
+        try:
+            self._file.write(text.encode("utf-8") + b"\n")
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def flush(self) -> None:
+        """Hand every line written so far to the system."""
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._keep_partial(error)
+            return
+        try:
+            self._file.flush()
+            if not self._is_special:
+                os.fsync(self._file.fileno())
+            self._file.close()
+            if not self._is_special:
+                self._temporary.replace(self._target)
+        except OSError as failure:
+            refused = self._refused(failure)
+            self._keep_partial(refused)
+            raise refused from failure
+
+    def _refused(self, error: OSError) -> SystemRefused:
+        return SystemRefused(self.path, f"cannot be written: {error.strerror}")
+
+    def _keep_partial(self, error: BaseException) -> None:
+        """Close, leave what was written under its lasting name, and tell ``error`` where."""
+        with suppress(OSError):  # there is already an error to report
+            self._file.close()
+        if self._is_special:
+            return
+        kept = self._temporary
+        with suppress(OSError):
+            kept = kept.replace(self._partial)
+        note = f"what was written is kept in {printable(kept)}"
+        if isinstance(error, S2SError):  # the one line that users see; a bug shows its notes with the traceback
+            error.todo = f"{error.todo}; {note}" if error.todo else note
+            error.args = (f"{error}; {note}",)
+        else:
+            error.add_note(note)
+
+
+def _is_same_file(path: Path, other: Path | str) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them does not exist
+        return False

@@ -1,0 +1,81 @@
+"""Every failure a user can cause or meet, with its exit code; the command line prints one line and exits with it."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: object) -> str:
+    """Text that cannot disturb a terminal: control and format characters become backslash escapes."""
+    return "".join(
+        ascii(character)[1:-1] if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") else character
+        for character in str(text)
+    )
+
+
+class S2SError(Exception):
+    """An expected failure: ``where`` it is, ``what`` is wrong, what ``todo`` about it (each may be empty).
+
+    ``str(error)`` is ``WHERE: WHAT; WHAT TO DO``, safe for a terminal.
+    """
+
+    code = 1
+
+    def __init__(self, where: object, what: object, todo: object = "") -> None:
+        self.where, self.what, self.todo = printable(where), printable(what), printable(todo)
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        super().__init__(f"{text}; {self.todo}" if self.todo else text)
+
+
+class UsageError(S2SError):
+    """The command line asks for something that cannot be."""
+
+    code = 2
+
+
+class ConfigError(S2SError):
+    """A setting is wrong. ``problems`` holds every line to print, one per mistake in the file."""
+
+    code = 2
+
+    def __init__(self, where: object, what: object, todo: object = "", problems: tuple[str, ...] = ()) -> None:
+        super().__init__(where, what, todo)
+        self.problems = problems or (str(self),)
+
+
+class DataError(S2SError):
+    """Input data cannot be used."""
+
+    code = 3
+
+
+class CheckpointError(S2SError):
+    """A checkpoint or a model cannot be used."""
+
+    code = 4
+
+
+class DivergedError(S2SError):
+    """Training met a loss or gradient that is not finite."""
+
+    code = 5
+
+
+class SystemRefused(S2SError):
+    """The system refused: disk full, permission, memory."""
+
+    code = 6
+
+
+class RunInUse(S2SError):
+    """Another process holds the run directory."""
+
+    code = 7
+
+
+class Stopped(S2SError):
+    """A signal ended the work after saving; the exit code is 128 + its number."""
+
+    def __init__(self, signal_number: int, what: object, todo: object = "") -> None:
+        super().__init__("", what, todo)
+        self.code = 128 + signal_number

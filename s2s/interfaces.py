@@ -1,0 +1,201 @@
+"""READ ME FIRST: what an encoder, an attention, a decoder and a search promise each other.
+
+Letters, here and everywhere:
+
+    B sentences (in search: sentences x beam)      H query width
+    S source positions                             M memory width
+    T target positions in this call, T >= 1        V target vocabulary
+    N contexts in a mixture                        D width of what the output matrix reads
+
+Three rules hold everything together.
+
+1. State is a batch-first tree (`s2s.tree`), opaque to all but its maker. Nothing that outlives a call is stored on a
+   module: projected keys travel with the memory.
+2. One forward: ``decoder(tokens (B, T), memory, state)`` for every T >= 1. Training gives the whole target, search
+   gives T = 1, and a test holds the two together.
+3. Attention returns contexts; a latent one returns a *mixture* of them, and the readout joins them by one logsumexp.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+from s2s.tree import Tree
+
+PAD, BOS, EOS, UNK = 0, 1, 2, 3
+"""The ids every vocabulary starts with."""
+
+Totals = dict[str, tuple[Tensor, Tensor]]
+"""Named sums with their counts, both scalars, so that micro-batches and ranks can be added before dividing."""
+
+NOTHING: frozenset[str] = frozenset()
+"""``want`` of a caller who needs only the next word."""
+
+
+class Final(NamedTuple):
+    """The last states of a recurrent encoder, for decoders that start from them."""
+
+    hidden: Tensor
+    """(B, layers, M): per layer, the forward direction's last state and the backward direction's first, joined."""
+    cell: Tensor | None
+    """The same of an LSTM's cell."""
+
+
+class Memory(NamedTuple):
+    """What an encoder leaves; constant within a sentence. A tree: search takes its rows when sentences leave."""
+
+    values: Tensor
+    """(B, S, M), exactly zero at padding."""
+    mask: Tensor
+    """(B, S) bool, True at real positions."""
+    lengths: Tensor
+    """(B,) int64, real positions of each sentence, EOS counted."""
+    final: Final | None = None
+    """The encoder's last states, if it has any."""
+    keys: Tree = None
+    """What a decoder or an attention computed once per sentence."""
+    want: frozenset[str] = NOTHING
+    """What of {"weights", "trace"} the caller will read; fixed per sentence, so nothing unread is computed."""
+
+
+class Mixture(NamedTuple):
+    """A distribution over contexts: p(y) = sum over n of exp(log_weights[n]) p(y | context n)."""
+
+    log_weights: Tensor
+    """(B, T, N); they may sum to less than one (a bound)."""
+    positions: Tensor | None = None
+    """(B, T, N) source positions of the contexts; None when N = S and context n is memory.values[n]."""
+
+
+class Attended(NamedTuple):
+    """What attention read."""
+
+    context: Tensor
+    """(B, T, M); what the recurrence is fed."""
+    weights: Tensor | None
+    """(B, T, S), zero at padding; None from a mechanism that has none."""
+    mixture: Mixture | None = None
+    trace: dict[str, Tensor] = {}  # noqa: RUF012 - a NamedTuple default that nobody writes to
+    """Whatever the mechanism's own penalties and diagnostics need, (B, T, ...)."""
+
+
+class Gold(Protocol):
+    """log p(right word), had the decoder read ``context`` (B, T, M) -> (B, T), or (B, T, N, M) -> (B, T, N).
+
+    Only the readout changes: the recurrence keeps what it was fed. Without a context: the one that was read.
+    """
+
+    def __call__(self, context: Tensor | None = None) -> Tensor: ...
+
+
+class Attention(nn.Module, ABC):
+    """One mechanism: ``context_size`` is the width of the contexts it gives.
+
+    ``asks_gold`` is True where `penalties` or `statistics` call ``gold`` with a context of their own.
+    """
+
+    context_size: int
+    asks_gold = False
+
+    def prepare(self, memory: Memory) -> Memory:
+        """Compute once per sentence what every step needs (usually the keys)."""
+        return memory
+
+    def start(self, memory: Memory) -> Tree:
+        """The state before the first step; draws that all steps of a sentence share are made here."""
+        return ()
+
+    @abstractmethod
+    def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+        """Attend T queries (B, T, H) at once."""
+
+    def penalties(self, attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
+        """The mechanism's own terms of the loss, by name, each (B, T) or (B,)."""
+        return {}
+
+    def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
+        """Sums and counts that `after_update` will see, added over micro-batches and ranks."""
+        return {}
+
+    def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
+        """The only place where a buffer (a running baseline) changes."""
+
+    def set_update(self, update: int) -> None:
+        """Called before each update: schedules are functions of the update number alone."""
+
+
+class Encoder(nn.Module, ABC):
+    """Source ids to memory. ``size`` is the memory width M."""
+
+    size: int
+
+    @abstractmethod
+    def forward(self, source: Tensor, lengths: Tensor) -> Memory:
+        """(B, S) int64 padded with PAD and (B,) lengths to memory; what stands in the padding has no influence."""
+
+
+class Decoded(NamedTuple):
+    """Target positions, not yet projected to the vocabulary."""
+
+    features: Tensor
+    """(B, T, D), ready for the output matrix wherever ``mixture`` is None."""
+    unread: Tree = None
+    """(B, T, ...) what the readout needs before a context joins; kept only where a mixture or ``gold`` needs it."""
+    attended: Attended | None = None
+    mixture: Mixture | None = None
+    weights: Tensor | None = None
+    """(B, T, S) attention to show or to guide; None unless wanted or free."""
+
+
+class Decoder(nn.Module, ABC):
+    """Target prefix to features, and features to words."""
+
+    output: nn.Linear
+    """The matrix (V, D), perhaps shared with an embedding, and its bias."""
+
+    @abstractmethod
+    def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Tree]:
+        """Memory with everything that is computed once per sentence, and the state before the first word."""
+
+    @abstractmethod
+    def forward(self, tokens: Tensor, memory: Memory, state: Tree) -> tuple[Decoded, Tree]:
+        """Read ``tokens`` (B, T), BOS first, and predict the word after each."""
+
+    def features(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
+        """What the output matrix reads at the positions ``where`` (B, T) bool: (n, D); only without a mixture."""
+        return decoded.features[where]
+
+    def logits(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
+        """Scores (n, V) at the positions ``where``; log-probabilities, perhaps summing below one, under a mixture."""
+        result: Tensor = self.output(self.features(decoded, memory, where))
+        return result
+
+    def penalties(self, decoded: Decoded, memory: Memory, target: Tensor) -> dict[str, Tensor]:
+        """Terms of the loss that belong to parts of this decoder, by name, each (B, T) or (B,)."""
+        return {}
+
+    def statistics(self, decoded: Decoded, memory: Memory, target: Tensor) -> Totals:
+        """See `Attention.statistics`."""
+        return {}
+
+    def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
+        """See `Attention.after_update`."""
+
+    def set_update(self, update: int) -> None:
+        """See `Attention.set_update`."""
+
+
+class Searchable(Protocol):
+    """What search needs: a model or an ensemble."""
+
+    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+        """(B, S) and (B,) to memory and state; row b of both belongs to sentence b."""
+        ...
+
+    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
+        """(B,) last tokens to normalised log-probabilities (B, V), attention (B, S) or None, and the new state."""
+        ...

@@ -1,0 +1,1 @@
+"""Encoders, decoders and what they are made of."""

@@ -1,0 +1,224 @@
+"""Wirings: in which order a recurrent decoder recurs and attends. Each is one step that the decoder repeats.
+
+    luong      h_t = RNN([E y ; h~_{t-1}], h_{t-1});  c_t = attend(h_t);  h~_t = read(h_t, c_t)
+    bahdanau   c_t = attend(s_{t-1});  s_t = RNN([E y ; c_t], s_{t-1});   h~_t = read(s_t, c_t, E y)
+    cgru       s' = GRU1(E y, s_{t-1});  c_t = attend(s');  s_t = GRU2(c_t, s');  h~_t = read(s_t, c_t, E y)
+
+Luong et al. 2015, section 3.3; Bahdanau et al. 2015, appendix A.2.2; Sennrich et al. 2017 (Nematus), section 3.
+
+What is read becomes one vector, h~ = tanh(W [...]), and h~ becomes words. In `luong` without input feeding (h~_{t-1}
+left out) nothing of step t goes back into the recurrence, so all T steps run at once.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from s2s.interfaces import Attended, Attention, Memory
+from s2s.models.layers import StepWeight, dropout_mask
+from s2s.models.recurrence import LayerState, Recurrence, RecurrentLayer
+from s2s.tree import Tree, map_tree
+
+
+class Unread(NamedTuple):
+    """What the readout joins with a context, each (B, T, ...)."""
+
+    hidden: Tensor
+    embedded: Tensor | None
+    keep: Tensor | None
+    """The dropout mask of the readout: the same for every context that is tried."""
+
+
+class Step(NamedTuple):
+    """What a wiring gives for the positions of one call."""
+
+    unread: Unread
+    joined: Tensor
+    """(B, T, D) the readout of the context that was read."""
+    attended: Attended
+
+
+class WiringState(NamedTuple):
+    """Everything that goes on to the next word."""
+
+    layers: tuple[LayerState, ...]
+    attention: Tree
+    fed: Tensor | None
+    """(B, D) the last h~, under input feeding."""
+
+
+Advance = Callable[[slice, Memory, WiringState], tuple[Step, WiringState]]
+"""The positions of a slice, given memory and state."""
+
+
+class Readout(nn.Module):
+    """h~ = tanh(W [hidden ; context (; embedded)]), without a bias (Luong et al. 2015, equation 5)."""
+
+    def __init__(self, hidden: int, context: int, embedded: int, size: int, dropout: float) -> None:
+        super().__init__()
+        self.join = nn.Linear(hidden + context + embedded, size, bias=False)
+        self.widths, self.size, self.dropout = (hidden, context, embedded), size, dropout
+
+    def draw(self, embedded: Tensor) -> Tensor | None:
+        """The dropout masks (B, T, D) of one forward pass over embedded words (B, T, E); None where there are none."""
+        if not self.training or self.dropout == 0.0:
+            return None
+        return dropout_mask((embedded.size(0), embedded.size(1), self.size), self.dropout, embedded)
+
+    def forward(self, unread: Unread, context: Tensor) -> Tensor:
+        """(B, T, ...) parts to (B, T, D). Contexts (B, T, N, M) give (B, T, N, D)."""
+        of_hidden, of_context, of_embedded = torch.split(self.join.weight, list(self.widths), 1)
+        inside = nn.functional.linear(unread.hidden, of_hidden)
+        if unread.embedded is not None:
+            inside = inside + nn.functional.linear(unread.embedded, of_embedded)
+        keep = unread.keep
+        if context.dim() > inside.dim():
+            inside, keep = inside.unsqueeze(-2), None if keep is None else keep.unsqueeze(-2)
+        joined = torch.tanh(inside + nn.functional.linear(context, of_context))
+        return joined if keep is None else joined * keep
+
+    def stepper(self) -> Callable[[Unread, Tensor], Tensor]:
+        """The same for one position, (B, ...) parts, with the weight's gradient formed once for all steps."""
+        join = StepWeight(self.join.weight)
+
+        def step(unread: Unread, context: Tensor) -> Tensor:
+            parts = [unread.hidden, context] if unread.embedded is None else [unread.hidden, context, unread.embedded]
+            joined = torch.tanh(join(torch.cat([part.to(join.weight.dtype) for part in parts], -1)))
+            return joined if unread.keep is None else joined * unread.keep
+
+        return step
+
+
+def _with_time(unread: Unread) -> Unread:
+    return map_tree(lambda part: part.unsqueeze(1), unread)
+
+
+class Wiring(nn.Module, ABC):
+    """``feeds_back``: whether a step needs the one before it to be finished."""
+
+    feeds_back: bool
+    attention: Attention
+    readout: Readout
+
+    @abstractmethod
+    def begin(self, embedded: Tensor) -> Advance:
+        """Do for all T embedded words (B, T, E) what needs no feedback; give the function that does the rest."""
+
+    @abstractmethod
+    def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
+        """First states, with the draws that the steps of a sentence share."""
+
+    def start(self, memory: Memory, states: list[LayerState]) -> tuple[Memory, WiringState]:
+        """Memory with keys, and the state before the first word."""
+        memory = self.attention.prepare(memory)
+        return memory, WiringState(self.states(states), self.attention.start(memory), self.first_fed(memory))
+
+    def first_fed(self, memory: Memory) -> Tensor | None:
+        """What is fed to the first word."""
+        return None
+
+
+class Luong(Wiring):
+    """Recur, then attend with the new state; with ``input_feeding`` the last h~ joins the next input."""
+
+    def __init__(self, recurrence: Recurrence, attention: Attention, readout: Readout, input_feeding: bool) -> None:
+        super().__init__()
+        self.recurrence, self.attention, self.readout, self.feeds_back = recurrence, attention, readout, input_feeding
+
+    def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
+        return self.recurrence.begin(states)
+
+    def first_fed(self, memory: Memory) -> Tensor | None:
+        return memory.values.new_zeros(memory.values.size(0), self.readout.size) if self.feeds_back else None
+
+    def begin(self, embedded: Tensor) -> Advance:
+        return self._by_steps(embedded) if self.feeds_back else self._at_once(embedded)
+
+    def _at_once(self, embedded: Tensor) -> Advance:
+        keep = self.readout.draw(embedded)
+
+        def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
+            hidden, layers = self.recurrence.run(embedded[:, where], state.layers)
+            attended, attention = self.attention(hidden, memory, state.attention)
+            unread = Unread(hidden, None, None if keep is None else keep[:, where])
+            return Step(unread, self.readout(unread, attended.context), attended), WiringState(layers, attention, None)
+
+        return advance
+
+    def _by_steps(self, embedded: Tensor) -> Advance:
+        gates, recur, read = self.recurrence.gates(embedded), self.recurrence.stepper(), self.readout.stepper()
+        keep = self.readout.draw(embedded)
+
+        def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
+            hidden, layers = recur(gates[:, where.start], state.fed, state.layers)
+            attended, attention = self.attention(hidden.unsqueeze(1), memory, state.attention)
+            unread = Unread(hidden, None, None if keep is None else keep[:, where.start])
+            joined = read(unread, attended.context[:, 0])
+            step = Step(_with_time(unread), joined.unsqueeze(1), attended)
+            return step, WiringState(layers, attention, joined.to(memory.values.dtype))
+
+        return advance
+
+
+class Bahdanau(Wiring):
+    """Attend with the state before this word, then recur over word and context."""
+
+    feeds_back = True
+
+    def __init__(self, recurrence: Recurrence, attention: Attention, readout: Readout) -> None:
+        super().__init__()
+        self.recurrence, self.attention, self.readout = recurrence, attention, readout
+
+    def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
+        return self.recurrence.begin(states)
+
+    def begin(self, embedded: Tensor) -> Advance:
+        gates, recur, read = self.recurrence.gates(embedded), self.recurrence.stepper(), self.readout.stepper()
+        keep = self.readout.draw(embedded)
+
+        def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
+            query = state.layers[-1].hidden
+            attended, attention = self.attention(query.unsqueeze(1), memory, state.attention)
+            context = attended.context[:, 0]
+            hidden, layers = recur(gates[:, where.start], context if context.size(1) else None, state.layers)
+            unread = Unread(hidden, embedded[:, where.start], None if keep is None else keep[:, where.start])
+            joined = read(unread, context)
+            step = Step(_with_time(unread), joined.unsqueeze(1), attended)
+            return step, WiringState(layers, attention, None)
+
+        return advance
+
+
+class ConditionalGRU(Wiring):
+    """Two GRU cells with the attention between them: the Multi30k baseline of Nematus and nmtpy."""
+
+    feeds_back = True
+
+    def __init__(self, first: RecurrentLayer, second: RecurrentLayer, attention: Attention, readout: Readout) -> None:
+        super().__init__()
+        self.first, self.second, self.attention, self.readout = first, second, attention, readout
+
+    def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
+        return tuple(states)
+
+    def begin(self, embedded: Tensor) -> Advance:
+        gates, recur, recur_again = self.first.gates(embedded), self.first.stepper(), self.second.stepper()
+        of_context, read = StepWeight(self.second.weight_input), self.readout.stepper()
+        keep = self.readout.draw(embedded)
+
+        def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
+            between = recur(gates[:, where.start], None, state.layers[0])
+            attended, attention = self.attention(between.hidden.unsqueeze(1), memory, state.attention)
+            context = attended.context[:, 0]
+            layer = recur_again(of_context(context) + self.second.bias, None, between)
+            unread = Unread(layer.hidden, embedded[:, where.start], None if keep is None else keep[:, where.start])
+            joined = read(unread, context)
+            step = Step(_with_time(unread), joined.unsqueeze(1), attended)
+            return step, WiringState((layer,), attention, None)
+
+        return advance

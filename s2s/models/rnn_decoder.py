@@ -1,0 +1,202 @@
+"""Recurrent decoder: embeds the last word, repeats its wiring's step, and reads words out of what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Generic, Literal, Self, TypeVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Memory, Mixture, Totals
+from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, Step, Unread, Wiring, WiringState
+from s2s.models.layers import Dropout
+from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
+from s2s.models.start import Start, StartKind
+from s2s.settings import AttentionSettings, DecoderSettings
+from s2s.tree import Tree, join_time, map_tree
+
+A = TypeVar("A", bound=AttentionSettings)
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class RNNDecoder(Decoder):
+    """Embedding, first state, wiring and output matrix. ``narrow`` fits h~ to an output matrix tied to embeddings."""
+
+    def __init__(
+        self, embedding: nn.Embedding, dropout: float, start: Start, wiring: Wiring, narrow: nn.Linear | None
+    ) -> None:
+        super().__init__()
+        self.embedding, self.embedded, self.first, self.wiring = embedding, Dropout(dropout), start, wiring
+        self.narrow = narrow
+        width = wiring.readout.size if narrow is None else narrow.out_features
+        self.output = nn.Linear(width, embedding.num_embeddings)
+
+    @property
+    def attention(self) -> Attention:
+        """The mechanism."""
+        return self.wiring.attention
+
+    def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, WiringState]:
+        return self.wiring.start(memory._replace(want=want), self.first(memory))
+
+    def forward(self, tokens: Tensor, memory: Memory, state: WiringState) -> tuple[Decoded, Tree]:
+        advance = self.wiring.begin(self.embedded(self.embedding(tokens)))
+        width = 1 if self.wiring.feeds_back else tokens.size(1)
+        steps: list[Step] = []
+        for first in range(0, tokens.size(1), width):
+            step, state = advance(slice(first, first + width), memory, state)
+            steps.append(step)
+        whole = join_time(steps)
+        attended = whole.attended
+        reread = attended.mixture is not None or self.attention.asks_gold
+        unread = whole.unread if reread else None
+        return Decoded(whole.joined, unread, attended, attended.mixture, attended.weights), state
+
+    def features(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
+        return self._narrowed(decoded.features[where])
+
+    def _narrowed(self, joined: Tensor) -> Tensor:
+        return joined if self.narrow is None else self.narrow(joined)
+
+    def logits(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
+        if decoded.mixture is None:
+            return super().logits(decoded, memory, where)
+        sentence = where.nonzero()[:, 0]  # (n,)
+        unread: Unread = map_tree(lambda part: part[where], decoded.unread)
+        mixture: Mixture = map_tree(lambda part: part[where], decoded.mixture)
+        total: Tensor | None = None
+        for n in range(mixture.log_weights.size(-1)):  # one context at a time: (n, N, V) need never stand in memory
+            place = mixture.positions[:, n] if mixture.positions is not None else torch.full_like(sentence, n)
+            words = self._log_probabilities(unread, memory.values[sentence, place])
+            part = mixture.log_weights[:, n : n + 1].to(words.dtype) + words
+            total = part if total is None else torch.logaddexp(total, part)
+        assert total is not None
+        return total
+
+    def _log_probabilities(self, unread: Unread, context: Tensor) -> Tensor:
+        """(n, V) in float32 or wider, had the readout been given ``context`` (n, M)."""
+        logits: Tensor = self.output(self._narrowed(self.wiring.readout(unread, context)))
+        return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+    def penalties(self, decoded: Decoded, memory: Memory, target: Tensor) -> dict[str, Tensor]:
+        assert decoded.attended is not None
+        return self.attention.penalties(decoded.attended, memory, _Gold(self, decoded, memory, target))
+
+    def statistics(self, decoded: Decoded, memory: Memory, target: Tensor) -> Totals:
+        assert decoded.attended is not None
+        return self.attention.statistics(decoded.attended, memory, _Gold(self, decoded, memory, target))
+
+    def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
+        self.attention.after_update(totals)
+
+    def set_update(self, update: int) -> None:
+        self.attention.set_update(update)
+
+
+class _Gold:
+    """See `s2s.interfaces.Gold`; zero where the target is padding."""
+
+    def __init__(self, decoder: RNNDecoder, decoded: Decoded, memory: Memory, target: Tensor) -> None:
+        self.decoder, self.decoded, self.memory, self.target = decoder, decoded, memory, target
+        self.where = target != PAD
+        self.words = target[self.where].unsqueeze(1)  # (n, 1)
+
+    def __call__(self, context: Tensor | None = None) -> Tensor:
+        if context is None:
+            logits = self.decoder.logits(self.decoded, self.memory, self.where)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            if self.decoded.mixture is None:
+                logits = logits.log_softmax(-1)
+            return self._placed(logits)
+        unread = map_tree(lambda part: part[self.where], self.decoded.unread)
+        if context.dim() == 3:
+            return self._placed(self.decoder._log_probabilities(unread, context[self.where]))
+        columns = [self._placed(self.decoder._log_probabilities(unread, one[self.where])) for one in context.unbind(2)]
+        return torch.stack(columns, -1)
+
+    def _placed(self, log_probabilities: Tensor) -> Tensor:
+        """(n, V) to the gold words' (B, T)."""
+        gold = log_probabilities.gather(1, self.words)[:, 0]
+        return gold.new_zeros(self.target.shape).masked_scatter(self.where, gold)
+
+
+class RNNDecoderSettings(DecoderSettings, Generic[A]):
+    """LSTM or GRU with an attention."""
+
+    kind: Literal["rnn"]
+    cell: CellKind = "lstm"
+    """lstm or gru."""
+    layers: Annotated[int, Field(ge=1)] = 1
+    """Layers; the top one asks the attention."""
+    size: Annotated[int, Field(ge=1)] = 512
+    """Width of every layer, and of the vector h~ that words are read from."""
+    wiring: Literal["luong", "bahdanau", "cgru"] = "luong"
+    """luong: recur, then attend; bahdanau: attend with the state before, then recur; cgru: two GRU cells round it."""
+    input_feeding: bool | None = None
+    """Luong only: the last h~ joins the next input. By default true for luong; the other wirings feed the context."""
+    start: StartKind = "bridge"
+    """The first state: zero, last (copied), bridge (learned from the last states), bahdanau (from the backward one),
+    mean (learned from the mean memory)."""
+    residual: bool = False
+    """Every layer but the first adds its input to its output."""
+    dropout: Rate | None = None
+    """Between layers; by default model.dropout."""
+    embedding_dropout: Rate | None = None
+    """On the embedded words; by default the dropout of this decoder."""
+    output_dropout: Rate | None = None
+    """On h~, before words are read from it; by default the dropout of this decoder."""
+    recurrent_dropout: Rate = 0.0
+    """Variational: one mask per sentence on what each layer reads of its own past (Gal & Ghahramani 2016)."""
+    attention: A
+    """The mechanism of attention."""
+
+    @property
+    def feeds(self) -> bool:
+        """Whether h~ is fed back."""
+        return self.wiring == "luong" and self.input_feeding is not False
+
+    @property
+    def reads_cells(self) -> bool:
+        """Whether the encoder's last cells are needed."""
+        return self.start == "last" and self.cell == "lstm"
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.wiring != "luong" and self.input_feeding is not None:
+            raise ValueError(f"input_feeding belongs to wiring luong; {self.wiring} always feeds the context")
+        if self.wiring == "cgru" and (self.cell != "gru" or self.layers != 1 or self.recurrent_dropout):
+            raise ValueError("wiring cgru is two GRU cells: it needs cell: gru, layers: 1 and no recurrent_dropout")
+        reason = self.attention.refusal(self.wiring, self.feeds)
+        if reason:
+            raise ValueError(reason)
+        return self
+
+    def build(self, embedding: nn.Embedding, memory_size: int, dropout: float, tied: bool) -> RNNDecoder:
+        """The decoder; ``tied``: its output matrix is the embedding's."""
+        rate = dropout if self.dropout is None else self.dropout
+        output_rate = rate if self.output_dropout is None else self.output_dropout
+        width = embedding.embedding_dim
+        attention: Attention = self.attention.build(self.size, memory_size)  # type: ignore[attr-defined]
+        context = attention.context_size
+        readout = Readout(self.size, context, 0 if self.wiring == "luong" else width, self.size, output_rate)
+        wiring: Wiring
+        if self.wiring == "cgru":
+            first, second = RecurrentLayer("gru", width, self.size), RecurrentLayer("gru", context, self.size)
+            wiring = ConditionalGRU(first, second, attention, readout)
+        else:
+            fed = context if self.wiring == "bahdanau" else self.size if self.feeds else 0
+            options = {"dropout": rate, "recurrent_dropout": self.recurrent_dropout, "residual": self.residual}
+            recurrence = Recurrence(self.cell, width, self.size, self.layers, feedback_size=fed, **options)  # type: ignore[arg-type]
+            if self.wiring == "bahdanau":
+                wiring = Bahdanau(recurrence, attention, readout)
+            else:
+                wiring = Luong(recurrence, attention, readout, self.feeds)
+        narrow = nn.Linear(self.size, width, bias=False) if tied and self.size != width else None
+        start = Start(self.start, self.cell, self.layers, self.size, memory_size)
+        embedded = rate if self.embedding_dropout is None else self.embedding_dropout
+        decoder = RNNDecoder(embedding, embedded, start, wiring, narrow)
+        if tied:
+            decoder.output.weight = embedding.weight
+        return decoder

@@ -1,0 +1,97 @@
+"""An encoder and a decoder joined: what is trained, and what search steps through."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from s2s.interfaces import NOTHING, Decoded, Decoder, Encoder, Memory
+from s2s.models.layers import embedding
+from s2s.settings import DecoderSettings, EncoderSettings, Settings
+from s2s.tree import Tree
+
+E = TypeVar("E", bound=EncoderSettings)
+D = TypeVar("D", bound=DecoderSettings)
+
+
+class Seq2Seq(nn.Module):
+    """Source ids to a distribution over target ids. A `s2s.interfaces.Searchable`."""
+
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(
+        self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str] = NOTHING
+    ) -> tuple[Decoded, Memory]:
+        """Teacher forcing: source (B, S), lengths (B,) and target prefix (B, T), BOS first."""
+        memory, state = self.decoder.start(self.encoder(source, lengths), want)
+        return self.decoder(words, memory, state)[0], memory
+
+    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+        """See `Searchable.start`."""
+        return self.decoder.start(self.encoder(source, lengths), want)
+
+    def step(self, token: Tensor, memory: Memory, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
+        """See `Searchable.step`."""
+        decoded, state = self.decoder(token.unsqueeze(1), memory, state)
+        logits = self.decoder.logits(decoded, memory, torch.ones_like(token, dtype=torch.bool).unsqueeze(1))
+        words = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        return words, None if decoded.weights is None else decoded.weights[:, -1], state
+
+
+def initialise(model: nn.Module, uniform: float | None) -> None:
+    """Xavier-uniform matrices and zero biases for plain linear maps, or everything from U(-uniform, uniform).
+
+    Recurrent layers, embeddings and multi-head projections have set themselves already.
+    """
+    with torch.no_grad():
+        tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                if id(module.weight) not in tied:
+                    nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    module.bias.zero_()
+        if uniform is not None:
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.uniform_(-uniform, uniform)
+
+
+class ModelSettings(Settings, Generic[E, D]):
+    """The network."""
+
+    embedding: Annotated[int, Field(ge=1)] = 256
+    """Width of the word embeddings."""
+    tie: Literal["none", "output", "all"] = "output"
+    """Share the target embedding with the output matrix (output), and with the source embedding too (all, which needs
+    a joint vocabulary)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Dropout wherever a part has no rate of its own."""
+    uniform_init: Annotated[float, Field(gt=0.0)] | None = None
+    """Draw every matrix from U(-x, x), as Luong 2015 does with 0.1; by default Xavier, recurrent parts orthogonal."""
+    encoder: E
+    """What reads the source."""
+    decoder: D
+    """What writes the target."""
+
+    def build(self, source_vocabulary: int, target_vocabulary: int) -> Seq2Seq:
+        """The network for vocabularies of these sizes, drawn from torch's generator as it stands.
+
+        Raises ValueError where parts do not fit each other.
+        """
+        if self.tie == "all" and source_vocabulary != target_vocabulary:
+            raise ValueError("tie: all needs one vocabulary for both sides (tokenizer.joint: true)")
+        target = embedding(target_vocabulary, self.embedding)
+        source = target if self.tie == "all" else embedding(source_vocabulary, self.embedding)
+        encoder_settings: Any = self.encoder  # the kinds are closed in s2s.config; each has its build
+        decoder_settings: Any = self.decoder
+        encoder: Encoder = encoder_settings.build(source, self.dropout, decoder_settings.reads_cells)
+        decoder: Decoder = decoder_settings.build(target, encoder.size, self.dropout, self.tie != "none")
+        model = Seq2Seq(encoder, decoder)
+        initialise(model, self.uniform_init)
+        return model

@@ -1,0 +1,95 @@
+"""What a person sees while waiting: a progress bar on a terminal, plain lines elsewhere; all on standard error.
+
+A closed or broken standard error never stops the work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from s2s.errors import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+
+def say(text: str) -> None:
+    """One line on standard error, control characters made visible."""
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+
+
+def warn(text: str) -> None:
+    """A warning line on standard error."""
+    say(f"s2s: warning: {text}")
+
+
+def _on_terminal() -> bool:
+    try:
+        return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+    except (OSError, ValueError):
+        return False
+
+
+class Meter:
+    """Progress of one long piece of work: ``total`` units, or unknown (None). Use as a context manager.
+
+    On a terminal a bar moves; elsewhere a line is printed at most every ``every`` seconds.
+    """
+
+    def __init__(self, title: str, total: int | None, *, every: float = 10.0, quiet: bool = False) -> None:
+        self.title, self.total, self.every, self.quiet = title, total, every, quiet
+        self.done, self._last = 0, time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        if not self.quiet and _on_terminal():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total, note="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """``units`` more are done; ``note`` says what a bar or a line should add."""
+        self.done += units
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, note=note)
+        elif time.monotonic() - self._last >= self.every:
+            self._last = time.monotonic()
+            of = f"/{self.total}" if self.total is not None else ""
+            self.line(f"{self.title}: {self.done}{of}{f'  {note}' if note else ''}")
+
+    def line(self, text: str) -> None:
+        """A line that stays, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        else:
+            say(text)

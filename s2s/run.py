@@ -1,0 +1,133 @@
+"""The run directory: what a training leaves, and how a model is taken from it.
+
+run/
+  run.json         the run's own id          LOCK        who is training here
+  config.yaml      every setting, resolved   tokenizer/  the vocabularies
+  metrics.jsonl    a record per update       checkpoints/  latest  best
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from s2s import config as configuration
+from s2s.checkpoint import check_tensors, load_model, replace_file, require
+from s2s.config import Config
+from s2s.data import tokenizer
+from s2s.data.tokenizer import Tokenizers
+from s2s.errors import CheckpointError, ConfigError, UsageError
+from s2s.models.seq2seq import Seq2Seq
+from s2s.progress import warn
+from s2s.training.trainer import seed_forward
+
+_IDENTITY, _CONFIG, _TOKENIZER = "run.json", "config.yaml", "tokenizer"
+
+
+def default_directory(config: Path) -> Path:
+    """``runs/<the config's folder>-<its stem>`` under the current folder."""
+    return Path("runs") / f"{config.resolve().parent.name}-{config.stem}"
+
+
+class Run:
+    """A run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.tokenizer = path / _TOKENIZER
+        self.config = path / _CONFIG
+
+    def open(self, resume: bool, overwrite: bool) -> str:
+        """Make or reopen the directory for training, and give the run's id.
+
+        Raises UsageError for a directory that is not a run's, or that is one where neither ``resume`` nor
+        ``overwrite`` was asked for.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(self.path, "is a file", "give another --run-dir")
+        used = self.path.is_dir() and any(child.name != "LOCK" for child in self.path.iterdir())
+        if used and not (self.path / _IDENTITY).is_file():
+            raise UsageError(self.path, "is not empty and not a run of s2s", "use a new --run-dir")
+        if used and not resume and not overwrite:
+            raise UsageError(self.path, "holds a run already", "use a new --run-dir or --overwrite")
+        if used and overwrite:
+            for child in self.path.iterdir():
+                if child.name != "LOCK":
+                    shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
+            used = False
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not used:
+            replace_file(self.path / _IDENTITY, json.dumps({"id": uuid.uuid4().hex}).encode() + b"\n")
+        return self.identity()
+
+    def identity(self) -> str:
+        """The run's id. Raises CheckpointError where it cannot be read."""
+        try:
+            found = json.loads((self.path / _IDENTITY).read_bytes())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(self.path / _IDENTITY, f"cannot be read: {error}", "use a new --run-dir") from None
+        if not isinstance(found, dict):
+            raise CheckpointError(self.path / _IDENTITY, "is not a run's identity", "use a new --run-dir")
+        return require(found, "id", str, str(self.path / _IDENTITY))
+
+    def write_config(self, config: Config) -> None:
+        """Keep the resolved settings."""
+        text = f"# Every setting of this run, as it was used.\n{configuration.save_text(config)}"
+        replace_file(self.config, text.encode())
+
+
+def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
+    """The network with its first weights, a function of ``config.seed``. Raises ConfigError where parts do not fit."""
+    seed_forward(config.seed, 0, 0)
+    try:
+        return config.model.build(tokenizers.source.size, tokenizers.target.size)
+    except ValueError as error:
+        raise ConfigError("model", error) from error
+
+
+class Trained(NamedTuple):
+    """A model ready to translate."""
+
+    model: Seq2Seq
+    tokenizers: Tokenizers
+    config: Config
+    update: int
+    """The update its weights are from."""
+
+
+def load_trained(path: Path, device: torch.device, which: str = "best") -> Trained:
+    """The model of a run's directory (its best checkpoint, or ``latest``, or ``step-N``), or of one checkpoint in it.
+
+    Raises CheckpointError where anything is missing, damaged or does not belong together.
+    """
+    loaded = load_model(path, which, warn)
+    root = next((folder for folder in (path, *path.resolve().parents) if (folder / _CONFIG).is_file()), None)
+    if root is None:
+        raise CheckpointError(path, f"no {_CONFIG} beside the checkpoints", "give the directory of a run")
+    run = Run(root)
+    try:
+        config = configuration.load(run.config)
+    except ConfigError as error:
+        raise CheckpointError(run.config, f"cannot be used: {error}") from error
+    tokenizers = tokenizer.load(run.tokenizer)
+    if require(loaded.snapshot.state, "tokenizer", str) != tokenizers.fingerprint:
+        raise CheckpointError(run.tokenizer, "vocabulary hash differs from the one the model was trained with")
+    model = build_model(config, tokenizers)
+    expected = own_tensors(model)
+    check_tensors(expected, loaded.snapshot.model, loaded.path)
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(loaded.snapshot.model[name])
+    return Trained(model.to(device).eval(), tokenizers, config, loaded.step)
+
+
+def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, each shared one once."""
+    return {name: value for source in (model.named_parameters(), model.named_buffers()) for name, value in source}

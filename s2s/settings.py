@@ -1,0 +1,52 @@
+"""The strict base of every setting, and the empty kinds that parts of a model are chosen from.
+
+A setting is declared once, as a typed field with a docstring, in the file of the code that obeys it. A part that
+can be chosen (an attention, an encoder, ...) derives from its kind below, has ``kind: Literal["name"]`` and a
+``build`` method; `s2s.config` closes the set.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Settings(BaseModel):
+    """Strict, frozen, closed to unknown keys; attribute docstrings are the descriptions users read."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+
+class AttentionSettings(Settings):
+    """A mechanism of attention; ``build(query_size, memory_size)`` gives an `s2s.interfaces.Attention`."""
+
+    def refusal(self, wiring: str, input_feeding: bool) -> str | None:
+        """Why this mechanism cannot be used under a wiring of the decoder; None where it can."""
+        return None
+
+
+class EncoderSettings(Settings):
+    """An encoder; ``build(vocabulary, ...)`` gives an `s2s.interfaces.Encoder`."""
+
+
+class DecoderSettings(Settings):
+    """A decoder; ``build(vocabulary, memory_size, ...)`` gives an `s2s.interfaces.Decoder`."""
+
+
+class TokenizerSettings(Settings):
+    """A way to cut text into pieces."""
+
+
+class OptimizerSettings(Settings):
+    """A rule that turns gradients into updates."""
+
+
+class ScheduleSettings(Settings):
+    """The learning rate as a function of the update number."""

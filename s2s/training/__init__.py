@@ -1,0 +1,1 @@
+"""The loop, what it minimises, and how it steps."""

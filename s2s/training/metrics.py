@@ -1,0 +1,85 @@
+"""The record of a training: one JSON line per update in ``metrics.jsonl``, cut back to the checkpoint on resume."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from s2s.checkpoint import replace_file
+from s2s.errors import SystemRefused
+
+_log = logging.getLogger("s2s")
+
+
+def _finite(value: Any) -> Any:
+    """The same record with None for every number that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a complete record; None for anything else."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if type(step) is int else None
+
+
+class MetricsLog:
+    """Appends records to a file; a full disk costs records, never the training."""
+
+    def __init__(self, path: Path, warn: Callable[[str], None] = _log.warning) -> None:
+        self.path, self.warn = path, warn
+        self._descriptor: int | None = None
+        self._warned = False
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record as one line. The first failure is a warning; later ones are silent."""
+        line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+        try:
+            if self._descriptor is None:
+                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+                self._descriptor = os.open(self.path, flags, 0o666)
+            written = os.write(self._descriptor, line)
+            if written < len(line):  # the next record must not continue half a line
+                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            if not self._warned:
+                self.warn(f"{self.path}: {error.strerror}; training goes on, records are lost")
+            self._warned = True
+
+    def truncate_after(self, step: int) -> None:
+        """Keep the complete records up to this step; the file changes in one step or not at all.
+
+        Raises `SystemRefused` if it cannot be read or written.
+        """
+        self.close()
+        try:
+            before = self.path.read_bytes()
+            complete = before.split(b"\n")[:-1]  # what follows the last newline was cut off while being written
+            kept = [line for line in complete if (found := _step(line)) is not None and found <= step]
+            after = b"".join(line + b"\n" for line in kept)
+            if after != before:
+                replace_file(self.path, after)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SystemRefused(self.path, error.strerror) from None
+
+    def close(self) -> None:
+        """Close the file; another `append` opens it again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

@@ -1,0 +1,144 @@
+"""What training minimises: the smoothed negative log-likelihood of the target, plus the mechanism's own terms.
+
+Everything is a sum with its count; the trainer divides once, by the real target tokens of the whole update, so that
+micro-batches and ranks of any size weigh every token the same.
+
+Label smoothing e moves the mass e from the right word to the uniform distribution over all V words (Szegedy 2016;
+Vaswani 2017):
+
+    loss = (1 - e) (-log p(y)) + e / V  sum_v (-log p(v))
+
+Its minimum is not zero, so perplexity is always reported from the unsmoothed likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from s2s.interfaces import PAD, Decoder, Totals
+from s2s.settings import Settings
+
+_CHUNK = 4_000_000
+"""Scores (rows x V) that stand in memory at once."""
+
+
+class Sums(NamedTuple):
+    """Sums over the real target positions of one batch."""
+
+    loss: Tensor
+    """Scalar with gradient: what is minimised."""
+    nll: Tensor
+    """Scalar: unsmoothed negative log-likelihood, in nats."""
+    tokens: Tensor
+    """Scalar: real target tokens, EOS counted."""
+    parts: dict[str, Tensor]
+    """The mechanism's terms by name, scalars; they are in ``loss`` already."""
+    statistics: Totals
+    """See `s2s.interfaces.Attention.statistics`."""
+
+
+class _SmoothedLoss(torch.autograd.Function):
+    """Output matrix, softmax and loss in one: the gradient is formed beside the loss, a chunk of rows at a time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, smoothing: float, learn: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+        loss, nll = features.new_zeros((), dtype=wide), features.new_zeros((), dtype=wide)
+        vocabulary = weight.size(0)
+        rows = max(1, _CHUNK // vocabulary)
+        matrix = weight.to(features.dtype)
+        if learn:
+            by_features = torch.empty_like(features)
+            by_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
+            by_bias = torch.zeros_like(bias, dtype=wide)
+        for first in range(0, features.size(0), rows):
+            part, gold = features[first : first + rows], target[first : first + rows].unsqueeze(1)
+            scores = (part @ matrix.t()).to(wide).add_(bias)
+            total = scores.logsumexp(1)
+            of_gold = (total - scores.gather(1, gold)[:, 0]).sum()
+            nll += of_gold
+            loss += (1 - smoothing) * of_gold
+            if smoothing:
+                loss += smoothing * (total.sum() - scores.sum() / vocabulary)
+            if learn:
+                gradient = scores.sub_(total.unsqueeze(1)).exp_()
+                if smoothing:
+                    gradient.sub_(smoothing / vocabulary)
+                gradient.scatter_add_(1, gold, gradient.new_full(gold.shape, smoothing - 1))
+                by_bias += gradient.sum(0)
+                narrow = gradient.to(features.dtype)
+                torch.mm(narrow, matrix, out=by_features[first : first + rows])
+                by_weight += narrow.t() @ part
+        if learn:
+            ctx.save_for_backward(by_features, by_weight, by_bias)
+            ctx.kind = weight.dtype
+        ctx.mark_non_differentiable(nll)
+        return loss, nll
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor, by_nll: Tensor) -> tuple[Tensor | None, ...]:
+        by_features, by_weight, by_bias = ctx.saved_tensors
+        scale = by_loss
+        return (
+            by_features * scale.to(by_features.dtype),
+            (by_weight * scale).to(ctx.kind),
+            (by_bias * scale).to(ctx.kind),
+            None,
+            None,
+            None,
+        )
+
+
+def smoothed_loss(
+    features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Sums of smoothed loss and plain NLL of ``target`` (n,) under softmax(features weight^T + bias).
+
+    Features (n, D), weight (V, D), bias (V,). Products run in the type of ``features``; softmax and sums in float32 or
+    wider. Never holds (n, V) at once.
+    """
+    learn = torch.is_grad_enabled() and any(x.requires_grad for x in (features, weight, bias))
+    sums: tuple[Tensor, Tensor] = _SmoothedLoss.apply(features, weight, bias, target, smoothing, learn)  # type: ignore[no-untyped-call]
+    return sums
+
+
+class ObjectiveSettings(Settings):
+    """What training minimises."""
+
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Probability moved from the right word to the uniform distribution over the whole vocabulary."""
+
+
+class TrainingStep(nn.Module):
+    """Model and objective in one module: one thing to wrap for several devices, to compile, or to take gradients of."""
+
+    def __init__(self, model: nn.Module, settings: ObjectiveSettings) -> None:
+        super().__init__()
+        self.model, self.smoothing = model, settings.label_smoothing
+
+    def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Sums:
+        """Source (B, S) with lengths (B,) and target (B, T + 1), BOS first and PAD last, to sums."""
+        words, gold = target[:, :-1], target[:, 1:]
+        real = gold != PAD
+        decoded, memory = self.model(source, lengths, words)
+        decoder: Decoder = self.model.decoder  # type: ignore[assignment]
+        if decoded.mixture is None:
+            features = decoder.features(decoded, memory, real)
+            loss, nll = smoothed_loss(features, decoder.output.weight, decoder.output.bias, gold[real], self.smoothing)
+        else:
+            words_log = decoder.logits(decoded, memory, real)
+            nll = -words_log.gather(1, gold[real].unsqueeze(1)).sum()
+            loss = (1 - self.smoothing) * nll - self.smoothing * words_log.mean(1).sum()
+        parts = {}
+        for name, term in decoder.penalties(decoded, memory, gold).items():
+            parts[name] = (term * real if term.dim() == 2 else term).sum()
+            loss = loss + parts[name]
+        statistics = decoder.statistics(decoded, memory, gold)
+        detached = {name: part.detach() for name, part in parts.items()}
+        return Sums(loss, nll.detach(), real.sum(), detached, statistics)

@@ -1,0 +1,447 @@
+"""The loop: batches to gradients to updates, validation, checkpoints; in the order in which it happens.
+
+Nothing here has a state that a checkpoint does not hold. Randomness is a function of counters: before every forward
+pass the generator is seeded from (seed, update, slot), so there is none to save, and the order of the data is a
+function of (seed, epoch), so the position is one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, require
+from s2s.data.batches import Batch, Indices
+from s2s.errors import CheckpointError, ConfigError, DivergedError
+from s2s.failpoints import hit
+from s2s.progress import Meter, warn
+from s2s.settings import Settings
+from s2s.training.metrics import MetricsLog
+from s2s.training.objective import Sums, TrainingStep
+from s2s.training.optimizer import Optimizer, Plateau, moments, restore
+from s2s.training.signals import Interrupted, Signals
+
+Metric = Literal["nll", "ppl", "bleu", "chrf", "ter"]
+_LOWER_IS_BETTER = {"nll", "ppl", "ter"}
+_SAVE_FAILURES = 3  # in a row, before the training gives up
+
+
+class TrainingSettings(Settings):
+    """The loop."""
+
+    max_updates: Annotated[int, Field(ge=1)] = 8000
+    """Updates after which training ends."""
+    max_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Passes over the corpus after which training ends."""
+    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes of training (validation and saving not counted, over all resumes) after which it ends. A run that time
+    ended is not repeatable to the bit."""
+    validate_every: Annotated[int, Field(ge=1)] = 250
+    """Updates between validations."""
+    save_every: Annotated[int, Field(ge=1)] = 250
+    """Updates between checkpoints."""
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    """Newest checkpoints that are kept; the best one is kept besides."""
+    stop_on: Metric = "bleu"
+    """What a better checkpoint is better in."""
+    patience: Annotated[int, Field(ge=1)] | None = 10
+    """Validations without a better value of ``stop_on`` after which training ends; null: never."""
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    """Arithmetic of products; weights and sums stay float32. auto: bf16 where the hardware multiplies it natively."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto: a GPU if there is one."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Validate and translate with an exponential moving average of the weights, of this decay; early updates count as
+    min(ema, (1 + n) / (10 + n))."""
+    samples: Annotated[int, Field(ge=0)] = 2
+    """Translations shown at each validation."""
+    log_every: Annotated[int, Field(ge=1)] = 50
+    """Updates between lines on the terminal; metrics.jsonl has every update."""
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a setting means here; ConfigError where it is not there."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("training.device", "no CUDA device was found", "use device: cpu or auto")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """The arithmetic that a setting means on this device: bf16 only where the hardware multiplies it natively."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
+
+
+class TrainingData(Protocol):
+    """Batches of a corpus, as functions of the epoch."""
+
+    def plan(self, epoch: int) -> list[list[Indices]]:
+        """The updates of an epoch, each a list of batches, each an array of pair numbers."""
+        ...
+
+    def batch(self, indices: Indices, epoch: int) -> Batch:
+        """The tensors of one batch."""
+        ...
+
+    def lines(self, indices: Indices) -> list[int]:
+        """Where its pairs stand in the files, from 1."""
+        ...
+
+
+Validation = dict[str, float]
+"""nll, ppl, bleu, ...: what was measured."""
+
+
+@dataclass
+class TrainingState:
+    """Where a training stands: counters and scores, all of them in every checkpoint."""
+
+    update: int = 0
+    epoch: int = 0
+    position: int = 0
+    """Updates taken in this epoch."""
+    target_tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_update: int = 0
+    fruitless: int = 0
+    """Validations since the best."""
+    reductions: int = 0
+    """Reductions of a plateau schedule."""
+    since_reduction: int = 0
+    """Fruitless validations since the last of them."""
+    validated: int = 0
+    """The last update that was validated."""
+
+
+def seed_forward(seed: int, update: int, slot: int) -> None:
+    """Make every draw of one forward pass a function of these three numbers."""
+    digest = hashlib.blake2b(f"{seed} {update} {slot}".encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+class Average:
+    """An exponential moving average of a model's parameters."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = list(model.parameters())
+        self.tensors = [parameter.detach().clone() for parameter in self.parameters]
+
+    def update(self, n: int) -> None:
+        """Take in the weights after update ``n``."""
+        decay = min(self.decay, (1 + n) / (10 + n))
+        torch._foreach_lerp_(self.tensors, [parameter.detach() for parameter in self.parameters], 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model has the averaged weights inside this context."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, tensor in zip(self.parameters, self.tensors, strict=True):
+            parameter.data, tensor.data = tensor.data, parameter.data
+
+
+class Trainer:
+    """Trains ``step.model``. All its parts are passed in; `run` is the loop."""
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        data: TrainingData,
+        optimizer: Optimizer,
+        settings: TrainingSettings,
+        *,
+        seed: int,
+        run: Path,
+        checkpoints: Checkpoints,
+        metrics: MetricsLog,
+        validate: Callable[[nn.Module, Callable[[], None]], tuple[Validation, list[str]]] | None,
+        facts: dict[str, Any],
+    ) -> None:
+        """``validate(model, check)`` measures, calling ``check`` between batches; it gives scores and sample lines.
+
+        ``facts`` go into every checkpoint's state as they are.
+        """
+        self.device = resolve_device(settings.device)
+        self.precision = resolve_precision(settings.precision, self.device)
+        self.step, self.data, self.settings, self.seed = step.to(self.device), data, settings, seed
+        self.rule, self.optimizer = optimizer, optimizer.build(step)
+        self.model: nn.Module = step.model
+        self.average = Average(self.model, settings.ema) if settings.ema is not None else None
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
+        self.validate, self.facts, self.state = validate, facts, TrainingState()
+        self.signals = Signals()
+        self._plan: tuple[int, list[list[Indices]]] | None = None
+        self._saved, self._save_failures = -1, 0
+
+    # --- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> str:
+        """Train until something ends it, and say what that was. Raises DivergedError, SystemRefused."""
+        with self.signals, Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
+            meter.advance(self.state.update)
+            while True:
+                improved = self._validate(meter) if self._is_validation_due() else False
+                ended = self._ended()
+                if improved or ended or self.signals.save or self._is_save_due():
+                    self._save(meter, improved, final=ended is not None)
+                if ended:
+                    return ended
+                self._update(meter)
+
+    def _ended(self) -> str | None:
+        """Why training is over; None while it is not."""
+        state, settings = self.state, self.settings
+        if self.signals.stop is not None:
+            return "signal"
+        if state.update >= settings.max_updates:
+            return f"{state.update}/{settings.max_updates} updates"
+        if settings.max_epochs is not None and state.epoch >= settings.max_epochs:
+            return f"{state.epoch}/{settings.max_epochs} epochs"
+        if settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes:
+            return f"{settings.max_minutes:g} minutes"
+        if settings.patience is not None and state.fruitless >= settings.patience:
+            return f"no better {settings.stop_on} in {state.fruitless} validations"
+        return None
+
+    def _update(self, meter: Meter) -> None:
+        """One update: the gradients of its batches, one step of the optimizer, one record."""
+        began, state = time.monotonic(), self.state
+        group = self._updates()[state.position]
+        update = state.update + 1
+        rate = self.rule.lr * self.rule.schedule.factor(update, self.settings.max_updates, state.reductions)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        self.step.train()
+        self.step.model.decoder.set_update(update)  # type: ignore[union-attr, operator]
+        batches = [self.data.batch(indices, state.epoch) for indices in group]
+        tokens = sum(int(batch.target_lengths.sum()) for batch in batches)
+        sums = [self._gradients(batch, update, slot, tokens) for slot, batch in enumerate(batches)]
+        if self.precision == "fp16":
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.rule.clip or math.inf, foreach=True)
+        loss, nll, norm_value, *parts = self._read(sums, norm)
+        loss, nll = (math.nan if hit("loss") == "nan" else loss) / tokens, nll / tokens
+        self._refuse_non_finite(loss, norm_value, group)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(update)
+        self._after_update(sums)
+
+        state.update, state.position = update, state.position + 1
+        state.target_tokens += tokens
+        if state.position == len(self._updates()):
+            state.epoch, state.position = state.epoch + 1, 0
+        seconds = time.monotonic() - began
+        state.seconds += seconds
+        record = {
+            "step": update, "epoch": state.epoch, "loss": loss, "loss_hex": loss.hex(), "nll": nll,
+            "target_tokens": state.target_tokens, "seconds": round(state.seconds, 3), "lr": rate,
+            "grad_norm": norm_value,
+        }  # fmt: skip
+        record |= {name: part / tokens for name, part in zip(sums[0].parts, parts, strict=True)}
+        self.metrics.append(record)
+        text = f"loss {loss:.3f}  ppl {math.exp(min(nll, 50)):.2f}  {tokens / seconds:,.0f} tokens/s"
+        meter.advance(note=f"epoch {state.epoch + 1}  {text}")
+        if update % self.settings.log_every == 0:
+            meter.line(f"update {update}  epoch {state.epoch + 1}  {text}  lr {rate:.2e}  gradient {norm_value:.2f}")
+
+    def _gradients(self, batch: Batch, update: int, slot: int, tokens: int) -> Sums:
+        """Forward and backward of one batch; its share of the update's ``tokens`` is in the gradients."""
+        seed_forward(self.seed, update, slot)
+        kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        with torch.autocast(self.device.type, kind, enabled=self.precision != "float32"):
+            source, lengths, target = (t.to(self.device) for t in (batch.source, batch.source_lengths, batch.target))
+            sums: Sums = self.step(source, lengths, target)
+        self.scaler.scale(sums.loss / tokens).backward()  # type: ignore[no-untyped-call]
+        return sums._replace(loss=sums.loss.detach())
+
+    @staticmethod
+    def _read(sums: list[Sums], norm: Tensor) -> list[float]:
+        """Loss, NLL, gradient norm and the mechanism's terms, added over batches: the one read from the device."""
+        rows = [torch.stack([s.loss, s.nll, *s.parts.values()]).double() for s in sums]
+        total = torch.stack(rows).sum(0)
+        values: list[float] = torch.cat([total[:2], norm.double().view(1), total[2:]]).tolist()
+        return values
+
+    def _refuse_non_finite(self, loss: float, norm: float, group: list[Indices]) -> None:
+        """Stop before the optimizer sees a value that is not finite; in fp16 the scaler lowers its scale instead."""
+        if math.isfinite(loss) and (math.isfinite(norm) or self.precision == "fp16"):
+            return
+        update, lines = self.state.update + 1, [line for indices in group for line in self.data.lines(indices)]
+        what = f"loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+        report = {"update": update, "loss": repr(loss), "grad_norm": repr(norm), "lines": lines}
+        (self.run_directory / "diverged.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
+        shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+        last = f"last good checkpoint step-{self._saved:08d}" if self._saved >= 0 else "no checkpoint was saved yet"
+        raise DivergedError(
+            f"update {update}",
+            f"{what} (batch of lines {shown}); weights not updated; {last}",
+            "lower optimizer.lr or optimizer.clip, or set training.precision: float32",
+        )
+
+    def _after_update(self, sums: list[Sums]) -> None:
+        totals: dict[str, tuple[float, float]] = {}
+        for one in sums:
+            for name, (total, count) in one.statistics.items():
+                before = totals.get(name, (0.0, 0.0))
+                totals[name] = (before[0] + float(total), before[1] + float(count))
+        self.step.model.decoder.after_update(totals)  # type: ignore[union-attr, operator]
+
+    def _updates(self) -> list[list[Indices]]:
+        """The plan of this epoch, made once."""
+        if self._plan is None or self._plan[0] != self.state.epoch:
+            self._plan = (self.state.epoch, self.data.plan(self.state.epoch))
+        return self._plan[1]
+
+    # --- validation ---------------------------------------------------------------------------------------------------
+
+    def _is_validation_due(self) -> bool:
+        state = self.state
+        if self.validate is None or state.update == 0 or state.validated == state.update or self.signals.stop:
+            return False
+        return state.update % self.settings.validate_every == 0 or self._ended() is not None
+
+    def _validate(self, meter: Meter) -> bool:
+        """Measure with the weights that would be used; True if ``stop_on`` is better than ever."""
+        assert self.validate is not None
+        state, metric = self.state, self.settings.stop_on
+        self.step.eval()
+        began = time.monotonic()
+        try:
+            if self.average is None:
+                scores, lines = self.validate(self.model, self._check)
+            else:
+                with self.average.in_place():
+                    scores, lines = self.validate(self.model, self._check)
+        except Interrupted:
+            return False
+        if hit("valid") == "nan":
+            scores = dict.fromkeys(scores, math.nan)
+        value = scores[metric]
+        better = self._is_better(value)
+        if better:
+            state.best, state.best_update, state.fruitless, state.since_reduction = value, state.update, 0, 0
+        elif math.isfinite(value):
+            state.fruitless, state.since_reduction = state.fruitless + 1, state.since_reduction + 1
+            schedule = self.rule.schedule
+            if isinstance(schedule, Plateau) and state.since_reduction >= schedule.patience:
+                state.reductions, state.since_reduction = state.reductions + 1, 0
+        else:
+            warn(f"validation at update {state.update} gave {metric} {value}; it is neither a best nor a failure")
+        state.validated = state.update
+        self.metrics.append({"step": state.update, "epoch": state.epoch, "valid": scores})
+        text = "  ".join(f"{name} {number:.2f}" for name, number in scores.items())
+        meter.line(f"validation at update {state.update}: {text}{'  (best)' if better else ''}"
+                   f"  [{time.monotonic() - began:.0f} s]")  # fmt: skip
+        for line in lines:
+            meter.line(f"    {line}")
+        return better
+
+    def _is_better(self, value: float) -> bool:
+        if not math.isfinite(value):
+            return False
+        if self.state.best is None:
+            return True
+        return value < self.state.best if self.settings.stop_on in _LOWER_IS_BETTER else value > self.state.best
+
+    def _check(self) -> None:
+        """Called between the batches of a validation: leave it if a signal asked to stop."""
+        if self.signals.stop is not None:
+            raise Interrupted
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _is_save_due(self) -> bool:
+        return self.state.update > 0 and self.state.update % self.settings.save_every == 0
+
+    def _save(self, meter: Meter, improved: bool, final: bool) -> None:
+        """Save, unless it is saved already; a failure is a warning until there are too many, or at the end."""
+        state = self.state
+        self.signals.save = False
+        if state.update == self._saved and not improved:
+            return
+        score = state.best if improved else None
+        if score is not None and self.settings.stop_on in _LOWER_IS_BETTER:
+            score = -score
+        try:
+            self.checkpoints.save(state.update, self.snapshot(), score, improved)
+        except SaveFailed as error:
+            self._save_failures += 1
+            if final or self._save_failures >= _SAVE_FAILURES:
+                raise
+            warn(f"{error}; will retry at the next checkpoint")
+            self.metrics.append({"step": state.update, "save_failures": self._save_failures})
+            return
+        self._saved, self._save_failures = state.update, 0
+        hit("checkpoint.saved")
+
+    def snapshot(self) -> Snapshot:
+        """Everything that continues from here to the same weights."""
+        model = _own_tensors(self.model)
+        average = None
+        if self.average is not None:
+            with self.average.in_place():
+                average = {name: tensor.clone() for name, tensor in _own_tensors(self.model).items()}
+        state = self.facts | {"training": asdict(self.state), "scaler": self.scaler.state_dict()}
+        return Snapshot(model, moments(self.optimizer, self.model), state, average)
+
+    def load(self, snapshot: Snapshot, where: str) -> None:
+        """Continue from a checkpoint. Raises CheckpointError, naming the field or tensor, where it does not fit."""
+        expected = _own_tensors(self.model)
+        check_tensors(expected, snapshot.model, where)
+        with torch.no_grad():
+            for name, tensor in expected.items():
+                tensor.copy_(snapshot.model[name])
+        missing = restore(self.optimizer, self.model, snapshot.optimizer)
+        if missing:
+            raise CheckpointError(where, f"the optimizer's state of {missing[0]} is missing")
+        if self.average is not None:
+            if snapshot.average is None:
+                raise CheckpointError(where, "the moving average is missing")
+            names = [name for name, _ in self.model.named_parameters()]
+            for name, tensor in zip(names, self.average.tensors, strict=True):
+                tensor.copy_(snapshot.average[name])
+        self.scaler.load_state_dict(require(snapshot.state, "scaler", dict, where))
+        self.state = _state_from(require(snapshot.state, "training", dict, where), where)
+        self._saved = self.state.update
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each shared one once."""
+    return {name: value for source in (model.named_parameters(), model.named_buffers()) for name, value in source}
+
+
+def _state_from(values: dict[str, Any], where: str) -> TrainingState:
+    """A checked `TrainingState` from JSON."""
+    kinds: Sequence[tuple[str, Any]] = [(field.name, field.default) for field in fields(TrainingState)]
+    found: dict[str, Any] = {}
+    for name, default in kinds:
+        if name == "best":
+            found[name] = None if values.get(name, 0) is None else float(require(values, name, float, where))
+        else:
+            found[name] = require(values, name, type(default), where, least=0)
+    return TrainingState(**found)

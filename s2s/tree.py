@@ -1,0 +1,66 @@
+"""The law of state: nested tuples and dicts of tensors whose first dimension is the batch.
+
+A leaf is a tensor; None and frozensets (what a caller wants) pass through untouched. Because nothing else is allowed
+in, one `take` reorders LSTM states, key-value caches, coverage, alignments and ensembles alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+Tree = Any  # Tensor | None | frozenset | tuple[Tree, ...] | NamedTuple of Trees | dict[str, Tree]; Python cannot say it
+T = TypeVar("T")
+
+
+def map_tree(function: Callable[[Tensor], Tensor], tree: T) -> T:
+    """The same tree with ``function`` applied to every tensor; TypeError for anything that is not state."""
+    mapped: T = _map(function, tree)
+    return mapped
+
+
+def _map(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if tree is None or isinstance(tree, frozenset):
+        return tree
+    if isinstance(tree, dict):
+        return {key: _map(function, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        members = [_map(function, value) for value in tree]
+        return type(tree)(*members) if hasattr(tree, "_fields") else tuple(members)
+    raise TypeError(f"a {type(tree).__name__} cannot be part of a state: only tensors, tuples and dicts of them")
+
+
+def leaves(tree: Tree) -> list[Tensor]:
+    """Every tensor of the tree, in order."""
+    found: list[Tensor] = []
+
+    def collect(leaf: Tensor) -> Tensor:
+        found.append(leaf)
+        return leaf
+
+    _map(collect, tree)
+    return found
+
+
+def take(tree: T, rows: Tensor) -> T:
+    """The rows (n,) of every tensor: how a beam is reordered and how finished sentences leave."""
+    return map_tree(lambda leaf: leaf.index_select(0, rows), tree)
+
+
+def repeat(tree: T, times: int) -> T:
+    """Every row ``times`` times in place: (B, ...) becomes (B * times, ...)."""
+    return map_tree(lambda leaf: leaf.repeat_interleave(times, 0), tree)
+
+
+def join_time(trees: list[T]) -> T:
+    """Trees of the same shape with tensors (B, T_i, ...) joined along the second dimension."""
+    if len(trees) == 1:
+        return trees[0]
+    columns = [leaves(tree) for tree in trees]
+    joined = iter([torch.cat(parts, 1) for parts in zip(*columns, strict=True)])
+    return map_tree(lambda leaf: next(joined), trees[0])

@@ -1,0 +1,141 @@
+"""Scores: hand-worked fixtures, sacreBLEU's own functions, and the official tokenised Multi30k files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sacrebleu
+
+from s2s.errors import DataError, UsageError
+from s2s.evaluation import Score, bleu, chrf, exact_match, score_all, ter, tok_lc, tok_lc_bleu
+
+HYPOTHESIS = "the cat sat on the mat"
+REFERENCE = "the cat is on the mat"
+MULTI30K = Path(os.environ.get("S2S_DATA", "")) / "multi30k"
+needs_multi30k = pytest.mark.skipif("S2S_DATA" not in os.environ, reason="S2S_DATA does not name the data folder")
+
+
+def multi30k_lines(name: str) -> list[str]:
+    return gzip.decompress((MULTI30K / name).read_bytes()).decode("utf-8").split("\n")[:-1]
+
+
+def test_bleu_of_a_hand_worked_pair() -> None:
+    # 5 of 6 words, 3 of 5 pairs, 1 of 4 triples, 0 of 3 fours (smoothed to 1/2 of a match), no brevity penalty.
+    expected = 100 * math.exp((math.log(5 / 6) + math.log(3 / 5) + math.log(1 / 4) + math.log(0.5 / 3)) / 4)
+    score = bleu([HYPOTHESIS], [REFERENCE])
+    assert score.value == pytest.approx(expected, abs=1e-9)
+    assert f"{score.value:.2f}" == "37.99"
+
+
+def test_ter_of_a_hand_worked_pair() -> None:
+    assert ter([HYPOTHESIS], [REFERENCE]).value == pytest.approx(100 / 6)  # one word of six replaced
+    assert ter([REFERENCE.upper()], [REFERENCE]).value == 0  # tercom lower-cases
+
+
+def test_exact_match() -> None:
+    assert exact_match(["a", "b", "c", "d"], ["a", "B", "c ", "d"]).value == 50
+
+
+def test_signatures_say_all_choices() -> None:
+    version = re.escape(sacrebleu.__version__)
+    patterns = {
+        "bleu": rf"BLEU\|nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:{version}",
+        "chrf": rf"chrF2\|nrefs:1\|case:mixed\|eff:yes\|nc:6\|nw:0\|space:no\|version:{version}",
+        "ter": rf"TER\|nrefs:1\|case:lc\|tok:tercom\|norm:no\|punct:yes\|asian:no\|version:{version}",
+        "exact": r"exact\|nrefs:1\|case:mixed\|tok:none",
+    }
+    scores = score_all([HYPOTHESIS], [REFERENCE], tuple(patterns))
+    assert [score.name for score in scores] == list(patterns)
+    for score in scores:
+        assert re.fullmatch(patterns[score.name], score.signature)
+    label = tok_lc_bleu([HYPOTHESIS], [REFERENCE], "en")
+    assert label.name == "tok-lc"
+    assert "case:lc" in label.signature
+    assert "tok:none" in label.signature
+
+
+def test_equal_to_sacrebleu_on_random_text() -> None:
+    draw = random.Random(5)
+    words = ["Haus", "ein,", "über", "rot.", "(so)", "x", "läuft", "U.S."]
+    hypotheses = [" ".join(draw.choices(words, k=draw.randint(0, 12))) for _ in range(40)]
+    references = [" ".join(draw.choices(words, k=draw.randint(1, 12))) for _ in range(40)]
+    expected = [
+        sacrebleu.corpus_bleu(hypotheses, [references]).score,
+        sacrebleu.corpus_chrf(hypotheses, [references]).score,
+        sacrebleu.corpus_ter(hypotheses, [references]).score,
+    ]
+    assert [score.value for score in score_all(hypotheses, references)] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("hypotheses", "references", "expected"),
+    [
+        (["", ""], ["a b c d", "x y"], (0, 0, 100)),
+        (["", ""], ["", ""], (0, 0, 0)),
+        (["a b c d", ""], ["a b c d", ""], (100, 100, 0)),
+        (["a b\x85c d"], ["a b\x85c d"], (100, 100, 0)),
+    ],
+)
+def test_defined_on_odd_lines(hypotheses: list[str], references: list[str], expected: tuple[float, ...]) -> None:
+    assert [score.value for score in score_all(hypotheses, references)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf, ter, exact_match, lambda h, r: tok_lc_bleu(h, r, "de")])
+def test_line_counts_must_agree(metric: object) -> None:
+    assert callable(metric)
+    with pytest.raises(DataError, match=r"2 hypothesis lines but 3 reference lines") as caught:
+        metric(["a", "b"], ["a", "b", "c"])
+    assert caught.value.code == 3
+    with pytest.raises(DataError, match="nothing to score"):
+        metric([], [])
+
+
+def test_an_unknown_metric_is_named() -> None:
+    with pytest.raises(UsageError, match=r"blue; the metrics are bleu, chrf, ter, exact"):
+        score_all(["a"], ["a"], ("bleu", "blue"))
+
+
+def test_a_score_prints_with_its_signature() -> None:
+    assert str(Score("bleu", 37.9918, "BLEU|x")) == "bleu 37.99  BLEU|x"
+
+
+def test_tok_lc_of_punctuation() -> None:
+    assert tok_lc("Er sagt: „Tom & Ina’s“", "de") == "er sagt : &quot; tom &amp; ina &apos; s &quot;"
+    assert tok_lc("  A   Man's dog, etc. ", "en") == "a man &apos;s dog , etc ."
+    assert tok_lc("", "de") == ""
+    # German rule: the full stop at the end of the line moves out of the quotes.
+    assert tok_lc("Er rief: „Halt.“", "de") == "er rief : &quot; halt &quot; ."
+
+
+def test_tok_lc_bleu_of_raw_text() -> None:
+    score = tok_lc_bleu(["Tom's Hund läuft, springt."], ["tom &apos;s hund läuft , springt ."], "en")
+    assert score.value == pytest.approx(100)
+
+
+@needs_multi30k
+@pytest.mark.parametrize("language", ["de", "en"])
+@pytest.mark.parametrize("split", ["test_2016_flickr", "val"])
+def test_tok_lc_gives_the_official_files(split: str, language: str) -> None:
+    raw = multi30k_lines(f"raw/{split}.{language}.gz")
+    official = multi30k_lines(f"tok-lc/{split}.lc.norm.tok.{language}.gz")
+    assert [tok_lc(line, language) for line in raw] == official
+    assert tok_lc_bleu(raw, official, language).value == pytest.approx(100)
+
+
+@needs_multi30k
+def test_the_official_test_set_has_the_published_length() -> None:
+    assert sum(len(line.split(" ")) for line in multi30k_lines("tok-lc/test_2016_flickr.lc.norm.tok.de.gz")) == 12103
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, s2s.evaluation; print(*{'torch', 'numpy', 'sacrebleu', 'sacremoses'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == ""

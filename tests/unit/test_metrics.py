@@ -1,0 +1,125 @@
+"""The record of a training: whole lines, strict JSON, cut back to a checkpoint, and never in the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s2s.errors import SystemRefused
+from s2s.training.metrics import MetricsLog
+
+
+def strict(line: str) -> Any:
+    def refuse(word: str) -> float:
+        raise ValueError(word)
+
+    return json.loads(line, parse_constant=refuse)
+
+
+def test_records_are_strict_json_lines(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(
+        {
+            "step": 1,
+            "loss": float("nan"),
+            "text": "a\nb\u2028",
+            "valid": {"ppl": float("inf"), "x": [1.5, -float("inf")]},
+        }
+    )
+    log.append({"step": 2, "loss": 0.1})
+    log.close()
+    log.append({"step": 3})
+    text = (tmp_path / "metrics.jsonl").read_bytes().decode()
+    assert text.endswith("\n")
+    assert [strict(line) for line in text[:-1].split("\n")] == [
+        {"step": 1, "loss": None, "text": "a\nb\u2028", "valid": {"ppl": None, "x": [1.5, None]}},
+        {"step": 2, "loss": 0.1},
+        {"step": 3},
+    ]
+
+
+def test_a_record_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[bytes] = []
+    write = os.write
+
+    def record(descriptor: int, data: bytes) -> int:
+        written.append(data)
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", record)
+    MetricsLog(tmp_path / "m").append({"step": 1})
+    assert written == [b'{"step": 1}\n']
+
+
+def test_truncation_keeps_complete_records_up_to_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    kept = b'{"step": 1}\n{"step": 2, "valid": {"bleu": 3.5}}\n'
+    path.write_bytes(kept + b'not json\n{"step": 3}\n{"step": "2"}\n[2]\n{"epoch": 1}\n{"step": 2')
+    log = MetricsLog(path)
+    log.append({"lost": "continues the partial line"})
+    log.truncate_after(2)
+    assert path.read_bytes() == kept
+    log.append({"step": 3})
+    assert path.read_bytes() == kept + b'{"step": 3}\n'
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
+    log.truncate_after(0)
+    assert path.read_bytes() == b""
+
+
+def test_truncation_of_a_file_that_is_right_or_missing_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path).truncate_after(5)
+    assert not path.exists()
+    path.write_bytes(b'{"step": 1}\n')
+    before = path.stat()
+    MetricsLog(path).truncate_after(5)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_a_failed_truncation_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(SystemRefused, match="No space left on device"):
+        MetricsLog(path).truncate_after(1)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_one_warning_and_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, said.append)
+    log.append({"step": 1})
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:5]))
+    log.append({"step": 2})
+    monkeypatch.setattr(os, "write", full)
+    log.append({"step": 3})
+    monkeypatch.undo()
+    log.append({"step": 4})
+    assert len(said) == 1
+    assert "metrics.jsonl: No space left on device" in said[0]
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 4}\n'
+
+
+def test_a_directory_that_is_gone_is_a_warning(tmp_path: Path) -> None:
+    said: list[str] = []
+    log = MetricsLog(tmp_path / "gone" / "metrics.jsonl", said.append)
+    log.append({"step": 1})
+    log.append({"step": 2})
+    log.close()
+    assert len(said) == 1
