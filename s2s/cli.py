@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints errors; the only place that exits. Commands are imported when they are called.
+"""The command line: parses, calls, prints errors; the only place that exits. Commands are imported when called.
 
 Exit codes: 0 done, 1 a bug in s2s, 2 usage or settings, 3 input data, 4 checkpoint or model, 5 training diverged,
 6 the system refused, 7 run directory in use, 128 + n stopped by signal n.
@@ -63,6 +63,7 @@ def translate(
     beam: Annotated[int | None, typer.Option(min=1, max=1000, help="Beam size; default: the run's own.")] = None,
     device: Device = "auto",
     strict: Annotated[bool, typer.Option("--strict", help="Refuse input that is not UTF-8.")] = False,
+    attention: Annotated[Path | None, typer.Option(help="Draw the first line's attention into this SVG file.")] = None,
 ) -> None:
     """Translate a text file or standard input, line for line."""
     _die_with_a_closed_pipe()
@@ -71,7 +72,8 @@ def translate(
     if not model:
         raise typer.BadParameter("give at least one --model RUN")
     command(
-        model, source, output, overwrite=overwrite, checkpoint=checkpoint, beam=beam, device=device, strict=strict
+        model, source, output, overwrite=overwrite, checkpoint=checkpoint, beam=beam, device=device, strict=strict,
+        attention=attention,
     )  # fmt: skip
 
 

@@ -11,14 +11,17 @@ from typing import BinaryIO
 
 import torch
 
-from s2s.data.text import OutputFile, TextCounts, read_lines, read_stream
+from s2s.analysis.alignment import merge_words
+from s2s.analysis.heatmap import heat_map_svg
+from s2s.data.text import Invalid, OutputFile, TextCounts, read_lines, read_stream
+from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError, SystemRefused, UsageError
 from s2s.interfaces import Searchable
 from s2s.models.ensemble import Ensemble
 from s2s.progress import Meter, say, warn
 from s2s.run import Trained, load_trained
 from s2s.search.beam import SearchSettings
-from s2s.search.translate import Translator
+from s2s.search.translate import Translation, Translator
 from s2s.training.trainer import resolve_device
 
 
@@ -54,8 +57,12 @@ def translate(
     beam: int | None = None,
     device: str = "auto",
     strict: bool = False,
+    attention: Path | None = None,
 ) -> None:
-    """Translate ``source`` (None or "-": standard input) with one model, or with several as an ensemble."""
+    """Translate ``source`` (None or "-": standard input) with one model, or with several as an ensemble.
+
+    ``attention``: an SVG file for a picture of what the first line that is not blank attended to.
+    """
     from_standard = source is None or str(source) == "-"
     if from_standard and sys.stdin is None:
         raise UsageError("standard input", "no input", "give a file to translate")
@@ -66,9 +73,10 @@ def translate(
     settings = trained[0].config.search
     if beam is not None:
         settings = SearchSettings.model_validate(settings.model_dump() | {"beam": beam})
-    translator = Translator(together(trained, models), trained[0].tokenizers, settings, where, warn=warn)
+    model, tokenizers = together(trained, models), trained[0].tokenizers
+    translator = Translator(model, tokenizers, settings, where, attention=attention is not None, warn=warn)
     counts = TextCounts()
-    invalid = "error" if strict else "replace"
+    invalid: Invalid = "error" if strict else "replace"
     if from_standard:
         lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid)
         live = sys.stdin.isatty()
@@ -81,6 +89,9 @@ def translate(
     with sink as out, Meter("translating", None, quiet=live) as meter:
         for found in translator.translate(lines, window=1 if live else None):
             out.write_line(found.text)
+            if attention is not None and found.source:
+                draw(found, tokenizers, attention, overwrite)
+                attention = None
             done += 1
             meter.advance()
             if live:
@@ -91,6 +102,19 @@ def translate(
     seconds = time.monotonic() - began
     if done and not live:
         say(f"translated {done} lines in {seconds:.1f} s ({done / seconds:.1f} lines/s)")
+
+
+def draw(found: Translation, tokenizers: Tokenizers, path: Path, overwrite: bool) -> None:
+    """Write the attention of one translation as an SVG picture, from word to word. Raises UsageError if there is none."""
+    if found.attention is None:
+        raise UsageError(
+            "--attention", "this model has no attention, or the line was cut", "use a model with attention"
+        )
+    source_words, target_words = tokenizers.source.words(found.source), tokenizers.target.words(found.target)
+    weights = merge_words(found.attention.numpy(), source_words, target_words)
+    source, target = tokenizers.source.decode(found.source).split(), tokenizers.target.decode(found.target).split()
+    with OutputFile(path, overwrite=overwrite) as file:
+        file.write_line(heat_map_svg(weights, source, target, title=found.text))
 
 
 def together(trained: Sequence[Trained], paths: Sequence[Path]) -> Searchable:

@@ -249,9 +249,10 @@ def _drop_merges(word: str, ids: Mapping[str, int], drop: float, draw: Draw) -> 
 
 
 def _lattices(scores: Mapping[str, float]) -> Callable[[str, float], Lattice]:
-    """A unigram model as a function of a word: for each end of a piece its starts, and running sums of their probability.
+    """A unigram model, as a function of a word: the possible starts for each end of a piece, with running sums of their
+    probabilities; the ends are 1 to len(word).
 
-    The ends are 1 to len(word). p(segmentation) is proportional to exp(alpha x sum of the scores of its pieces); given the end of a piece, the
+    p(segmentation) is proportional to exp(alpha x sum of the scores of its pieces); given the end of a piece, the
     probability of its start is what the forward sums leave (Kudo 2018, section 3.2, with all segmentations).
     """
     unknown = min(scores.values(), default=0.0) - _UNKNOWN_PENALTY

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from s2s.interfaces import PAD, Decoder, Totals
 from s2s.settings import Settings
 
-_CHUNK = 4_000_000
+_CHUNK = 2_000_000
 """Scores (rows x V) that stand in memory at once."""
 
 
@@ -49,9 +49,8 @@ class _SmoothedLoss(torch.autograd.Function):
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, smoothing: float, learn: bool
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+        vocabulary, rows = weight.size(0), max(1, _CHUNK // weight.size(0))
         loss, nll = features.new_zeros((), dtype=wide), features.new_zeros((), dtype=wide)
-        vocabulary = weight.size(0)
-        rows = max(1, _CHUNK // vocabulary)
         matrix = weight.to(features.dtype)
         if learn:
             by_features = torch.empty_like(features)
@@ -59,20 +58,24 @@ class _SmoothedLoss(torch.autograd.Function):
             by_bias = torch.zeros_like(bias, dtype=wide)
         for first in range(0, features.size(0), rows):
             part, gold = features[first : first + rows], target[first : first + rows].unsqueeze(1)
-            scores = (part @ matrix.t()).to(wide).add_(bias)
-            total = scores.logsumexp(1)
-            of_gold = (total - scores.gather(1, gold)[:, 0]).sum()
+            narrow = part @ matrix.t()
+            scores = narrow.to(wide).add_(bias)
+            highest, at = scores.max(1, keepdim=True)
+            chances = scores.softmax(1)
+            total = (
+                highest - chances.gather(1, at).log()
+            )  # log of the sum of exponentials; the highest never underflows
+            of_gold = (total - scores.gather(1, gold)).sum()
             nll += of_gold
             loss += (1 - smoothing) * of_gold
             if smoothing:
                 loss += smoothing * (total.sum() - scores.sum() / vocabulary)
             if learn:
-                gradient = scores.sub_(total.unsqueeze(1)).exp_()
                 if smoothing:
-                    gradient.sub_(smoothing / vocabulary)
-                gradient.scatter_add_(1, gold, gradient.new_full(gold.shape, smoothing - 1))
-                by_bias += gradient.sum(0)
-                narrow = gradient.to(features.dtype)
+                    chances.sub_(smoothing / vocabulary)
+                chances.scatter_add_(1, gold, chances.new_full(gold.shape, smoothing - 1))
+                by_bias += chances.sum(0)
+                narrow.copy_(chances)
                 torch.mm(narrow, matrix, out=by_features[first : first + rows])
                 by_weight += narrow.t() @ part
         if learn:

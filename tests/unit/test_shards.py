@@ -299,3 +299,13 @@ def test_gzip_gives_the_same_corpus(tmp_path: Path) -> None:
     zipped, _ = run(tmp_path, DataSettings(train=files))
     assert zipped.tokenizers.fingerprint == plain.tokenizers.fingerprint
     assert [zipped.train.text(i) for i in range(4)] == [plain.train.text(i) for i in range(4)]
+
+
+def test_another_tokenizer_gives_another_corpus(tmp_path: Path) -> None:
+    settings = DataSettings(train=corpus_files(tmp_path))
+    for tokenizer, pieces in (
+        (WORDS, ["the", "cat", "sat"]),
+        (SentencePieceSettings(model="char"), list("▁the▁cat▁sat")),
+    ):
+        prepared, _ = run(tmp_path, settings, tokenizer)
+        assert prepared.tokenizers.source.pieces(prepared.train.pair(0)[0].tolist()) == [*pieces, "</s>"]

@@ -1,0 +1,260 @@
+"""The models that the laws are tried on: every kind of attention under every wiring, and every encoder and decoder.
+
+A kind that joins the union in `s2s.config` is picked up unasked. If it has options that must be given, or variants
+worth trying, they go into `EXAMPLES`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from s2s.attention.scores import AnyScore
+from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
+from s2s.interfaces import BOS, EOS, PAD
+from s2s.models.rnn_decoder import RNNDecoder
+from s2s.models.seq2seq import ModelSettings, Seq2Seq
+from s2s.models.start import StartKind
+from s2s.settings import AttentionSettings
+
+Options = dict[str, Any]
+
+EXAMPLES: dict[str, list[Options]] = {"none": [{}, {"context": "summary"}]}
+"""Options to try for a kind of attention, `kind` left out; a kind that is not named here is built with none."""
+
+SCORES: dict[str, list[Options]] = {
+    "dot": [{}, {"scaled": True}],
+    "general": [{}, {"scaled": True}],
+    "additive": [{}, {"normed": True, "size": 5}, {"identity_source": True}],
+    "location": [{"max_length": 4}],  # less than the longest source
+}
+"""The same for a kind of score."""
+
+SOURCE_WORDS, TARGET_WORDS, SIZE = 11, 9, 8
+WIRINGS: dict[str, Options] = {
+    "luong-feeding": {"wiring": "luong", "input_feeding": True},
+    "luong": {"wiring": "luong", "input_feeding": False},
+    "bahdanau": {"wiring": "bahdanau"},
+    "cgru": {"wiring": "cgru", "cell": "gru", "layers": 1},
+}
+BOTH_WAYS: Options = {"kind": "rnn", "size": SIZE, "cell": "gru"}
+ENCODERS: dict[str, Options] = {
+    "both-ways": BOTH_WAYS,
+    "lstm": {**BOTH_WAYS, "cell": "lstm"},
+    "forwards": {**BOTH_WAYS, "bidirectional": False},
+    "wider": {**BOTH_WAYS, "size": SIZE + 2},
+    "deep": {**BOTH_WAYS, "layers": 2},
+    "residual": {**BOTH_WAYS, "cell": "lstm", "layers": 3, "residual": True},
+    "normed": {**BOTH_WAYS, "layer_norm": True},
+    "reversed": {**BOTH_WAYS, "cell": "lstm", "reverse": True},
+    "variational": {**BOTH_WAYS, "cell": "lstm", "recurrent_dropout": 0.3},
+}
+STACK: Options = {"kind": "transformer", "size": SIZE, "layers": 2, "heads": 2, "feedforward": 12}
+STACKS: dict[str, Options] = {
+    f"{norm}-{positions}": {**STACK, "norm": norm, "positions": positions}
+    for norm, positions in itertools.product(("pre", "post"), ("sinusoidal", "learned"))
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model, as the `model` section of a configuration."""
+
+    name: str
+    model: Options
+
+    @property
+    def decoder(self) -> Options:
+        """The decoder's settings."""
+        settings: Options = self.model["decoder"]
+        return settings
+
+
+def kinds(union: Any) -> dict[str, Any]:
+    """The settings class of every kind of a union that is told apart by ``kind``."""
+    members = get_args(get_args(union)[0])
+    return {kind: settings for settings in members for kind in get_args(settings.model_fields["kind"].annotation)}
+
+
+def attentions() -> dict[str, Options]:
+    """Every kind of attention with its examples, by name; where it has a score and a normaliser, every one of these."""
+    found: list[Options] = []
+    for kind, settings in kinds(AnyAttention).items():
+        for example in EXAMPLES.get(kind, [{}]):
+            variants = {
+                field: [] for field in ("score", "normaliser") if field in {*settings.model_fields} - {*example}
+            }
+            if "score" in variants:
+                variants["score"] = [
+                    {"kind": name, **one} for name in kinds(AnyScore) for one in SCORES.get(name, [{}])
+                ]
+            if "normaliser" in variants:
+                variants["normaliser"] = list(get_args(settings.model_fields["normaliser"].annotation))
+            changes = [{field: value} for field, values in variants.items() for value in values]
+            found += [{"kind": kind, **example, **change} for change in changes or [{}]]
+    return {_name(options): options for options in found}
+
+
+def _name(options: Options) -> str:
+    """Short, and the same in every process: ``global(score=dot)``."""
+    inside = ",".join(f"{key}={_name(v) if isinstance(v, dict) else v}" for key, v in options.items() if key != "kind")
+    return f"{options['kind']}({inside})" if inside else str(options["kind"])
+
+
+def refusal(decoder: Options) -> str | None:
+    """Why these settings of a recurrent decoder are refused; None where they are not.
+
+    Fails where the attention cannot even be told from its example.
+    """
+    attention = decoder["attention"]
+    try:
+        settings: AttentionSettings = TypeAdapter(AnyAttention).validate_python(attention)
+    except ValidationError as error:
+        pytest.fail(f"add what attention {attention['kind']} needs to EXAMPLES in {__file__}: {error}")
+    wiring = decoder["wiring"]
+    reason = settings.refusal(wiring, wiring == "luong" and decoder.get("input_feeding") is not False)
+    if reason is not None:
+        return reason
+    try:
+        TypeAdapter(AnyDecoder).validate_python(decoder)
+    except ValidationError as error:
+        return "; ".join(detail["msg"] for detail in error.errors())
+    return None
+
+
+def recurrent(name: str, encoder: Options, **decoder: Any) -> Case:
+    """A case with a recurrent decoder; what is not said is a small default."""
+    default = {"kind": "rnn", "size": SIZE, "cell": "gru", "start": "mean", "attention": {"kind": "global"}}
+    return Case(name, {"embedding": 6, "tie": "none", "encoder": encoder, "decoder": default | decoder})
+
+
+def candidates() -> Iterator[Case]:
+    """The quick selection: attention x wiring in full, everything else at least once beside it."""
+    for (attention, options), (wiring, order) in itertools.product(attentions().items(), WIRINGS.items()):
+        name = f"{wiring}/{attention}"
+        draw = random.Random(name)  # a new kind leaves the draws of the others alone
+        rest = {"cell": draw.choice(["lstm", "gru"]), "layers": draw.choice([1, 2])} | order
+        yield recurrent(name, BOTH_WAYS, attention=options, **rest)
+    for (encoder, options), wiring in itertools.product(ENCODERS.items(), ("luong-feeding", "luong")):
+        yield recurrent(f"{wiring}/from-{encoder}", options, **WIRINGS[wiring], start="bridge", cell="lstm", layers=2)
+    for start, cell in itertools.product(get_args(StartKind), ("lstm", "gru")):
+        deep = {**BOTH_WAYS, "cell": cell, "layers": 2}
+        yield recurrent(f"{cell}/start-{start}", deep, wiring="bahdanau", cell=cell, layers=2, start=start)
+    yield recurrent("residual", BOTH_WAYS, wiring="luong", layers=3, residual=True)
+    yield recurrent("variational", BOTH_WAYS, wiring="bahdanau", cell="lstm", layers=2, recurrent_dropout=0.3)
+    hybrid = recurrent("hybrid", STACKS["pre-sinusoidal"], wiring="luong", cell="lstm")
+    yield Case(hybrid.name, {**hybrid.model, "embedding": SIZE})
+    for stack, options in STACKS.items():
+        yield Case(stack, {"embedding": SIZE, "tie": "none", "encoder": options, "decoder": options})
+    mixed = {"embedding": SIZE, "tie": "none", "encoder": ENCODERS["wider"], "decoder": STACKS["post-learned"]}
+    yield Case("hybrid-transformer", mixed)
+    for tie, size in (("output", SIZE), ("output", 6), ("all", SIZE)):
+        case = recurrent(f"tied-{tie}-{size}", BOTH_WAYS, wiring="cgru")
+        yield Case(case.name, {**case.model, "tie": tie, "embedding": size})
+    yield Case("tied-transformer", {"embedding": SIZE, "tie": "all", "encoder": STACK, "decoder": STACK})
+
+
+def grid() -> Iterator[Case]:
+    """Every attention x wiring x cell x layers, with encoders and starts by turns."""
+    turns = zip(itertools.cycle(ENCODERS.items()), itertools.cycle(("zero", "bridge", "mean", "mean")), strict=False)
+    axes = (attentions().items(), WIRINGS.items(), ("lstm", "gru"), (1, 2))
+    for (attention, options), (wiring, order), cell, layers in itertools.product(*axes):
+        (encoder, reads), start = next(turns)
+        if options["kind"] == "none":
+            start = "mean"  # the one start through which all of an encoder can learn when nothing is attended to
+        if wiring != "cgru" or (cell, layers) == ("gru", 1):
+            rest = {"cell": cell, "layers": layers, "start": start} | order
+            name = f"{wiring}/{attention}/{cell}-{layers}/{encoder}/{start}"
+            yield recurrent(name, reads, attention=options, **rest)
+
+
+def _accepted(case: Case) -> bool:
+    """Whether there is such a model; a kind whose example is wrong counts, so that its tests can say so."""
+    try:
+        return case.decoder["kind"] != "rnn" or refusal(case.decoder) is None
+    except pytest.fail.Exception:
+        return True
+
+
+QUICK = [case for case in candidates() if _accepted(case)]
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name) for case in QUICK]
+    + [pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in grid() if _accepted(case)],
+)
+"""Runs a test on every case, those of the full grid only when slow tests are asked for."""
+
+
+def build(case: Case, dropout: float = 0.0) -> Seq2Seq:
+    """The model in float64 and evaluation mode, its parameters redrawn from U(-0.5, 0.5)."""
+    if case.decoder["kind"] == "rnn":
+        reason = refusal(case.decoder)
+        assert reason is None, f"{case.name}: {reason}"
+    settings = ModelSettings[AnyEncoder, AnyDecoder].model_validate({**case.model, "dropout": dropout})
+    same = case.model["tie"] == "all"
+    model = settings.build(TARGET_WORDS if same else SOURCE_WORDS, TARGET_WORDS).double().eval()
+    redraw(model)
+    return model
+
+
+def redraw(model: nn.Module) -> None:
+    """New parameters, away from every special start."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.5, 0.5, generator=generator)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sentence pairs as tensors: padded source (B, S) with lengths (B,), and target (B, T + 1), BOS first."""
+
+    source: Tensor
+    lengths: Tensor
+    target: Tensor
+
+    @property
+    def words(self) -> Tensor:
+        """What the decoder reads, (B, T)."""
+        return self.target[:, :-1]
+
+    @property
+    def gold(self) -> Tensor:
+        """What it is to say, (B, T)."""
+        return self.target[:, 1:]
+
+    def rows(self, rows: slice) -> Pairs:
+        """Some of the pairs, padded no more than they need."""
+        source, lengths, target = self.source[rows], self.lengths[rows], self.target[rows]
+        return Pairs(source[:, : int(lengths.max())], lengths, target[:, : int((target != PAD).sum(1).max())])
+
+
+def pairs(lengths: tuple[int, ...], seed: int = 3) -> Pairs:
+    """Random pairs whose sources have these lengths, EOS counted, and whose targets are up to one word off."""
+    draw = random.Random(seed)
+
+    def ids(count: int) -> list[int]:
+        return [draw.randrange(EOS + 1, TARGET_WORDS) for _ in range(count - 1)] + [EOS]
+
+    sources = [ids(length) for length in lengths]
+    targets = [[BOS, *ids(max(1, length + draw.choice([-1, 0, 1])))] for length in lengths]
+    return Pairs(_padded(sources), torch.tensor(lengths), _padded(targets))
+
+
+def _padded(rows: list[list[int]]) -> Tensor:
+    longest = max(map(len, rows))
+    return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
+
+
+def only(decoder: nn.Module) -> RNNDecoder:
+    """The decoder, known to be a recurrent one."""
+    assert isinstance(decoder, RNNDecoder)
+    return decoder

@@ -1,0 +1,171 @@
+"""Search over real models: as wide as the space it is exhaustive, and its scores are those of teacher forcing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from grid import BOTH_WAYS, STACK, Case, Pairs, build, pairs, recurrent
+from torch import Tensor
+
+from s2s.interfaces import BOS, EOS, UNK, Searchable
+from s2s.models.ensemble import Ensemble
+from s2s.models.seq2seq import Seq2Seq
+from s2s.search.beam import Hypothesis, SearchSettings, beam_search
+
+CASES = [
+    recurrent("luong", BOTH_WAYS, wiring="luong", cell="lstm", layers=2),
+    recurrent("cgru", BOTH_WAYS, wiring="cgru", attention={"kind": "global", "normaliser": "entmax15"}),
+    recurrent("batched", BOTH_WAYS, wiring="luong", input_feeding=False, attention={"kind": "none"}),
+    Case("transformer", {"embedding": STACK["size"], "tie": "none", "encoder": STACK, "decoder": STACK}),
+]
+each_model = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+PAIRS = pairs((5, 2, 4, 1))
+WORDS = range(UNK, 9)  # all that may stand in a translation: not PAD, BOS and EOS
+LIMIT = 3
+ALL = SearchSettings(beam=60, length_penalty="none", max_length_ratio=0, max_length_extra=LIMIT)
+"""Wide enough for all 1 + 6 + 36 translations of at most 3 tokens, EOS counted."""
+
+
+def hypotheses(model: Searchable, some: Pairs, settings: SearchSettings, n_best: int = 1) -> list[list[Hypothesis]]:
+    """What search finds, with its attention."""
+    return beam_search(model, some.source, some.lengths, settings, attention=True, n_best=n_best)
+
+
+def rescored(model: Seq2Seq, some: Pairs, row: int, ids: list[int]) -> tuple[float, Tensor | None]:
+    """The log-probability of a translation under teacher forcing, and its attention (T, S)."""
+    source = some.source[row : row + 1, : int(some.lengths[row])]
+    words = torch.tensor([[BOS, *ids]])
+    decoded, memory = model(source, some.lengths[row : row + 1], words, frozenset({"weights"}))
+    logits = model.decoder.logits(decoded, memory, torch.ones_like(words, dtype=torch.bool))
+    of_words = logits.log_softmax(-1).gather(1, torch.tensor([*ids, EOS]).unsqueeze(1))
+    return float(of_words.sum()), None if decoded.weights is None else decoded.weights[0]
+
+
+def same(found: list[list[Hypothesis]], expected: list[list[Hypothesis]]) -> bool:
+    """Whether two searches found the same translations, scores and attention."""
+    for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        if one.ids != other.ids or not math.isclose(one.score, other.score, rel_tol=1e-9):
+            return False
+        if one.attention is None or other.attention is None:
+            if one.attention is not other.attention:
+                return False
+        elif not torch.allclose(one.attention, other.attention, atol=1e-6):
+            return False
+    return [len(kept) for kept in found] == [len(kept) for kept in expected]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@each_model
+def test_a_beam_as_wide_as_the_space_is_exhaustive(case: Case, alpha: float) -> None:
+    model = build(case)
+    space = [list(ids) for count in range(LIMIT) for ids in itertools.product(WORDS, repeat=count)]
+    penalty = {"length_penalty": "average", "length_alpha": alpha}
+    found = hypotheses(model, PAIRS, ALL.model_copy(update=penalty), n_best=len(space))
+    for row, kept in enumerate(found):
+        scored = [(rescored(model, PAIRS, row, ids)[0] / (len(ids) + 1) ** alpha, ids) for ids in space]
+        scored.sort(key=lambda pair: -pair[0])
+        assert [one.ids for one in kept] == [ids for _, ids in scored]
+        assert [one.score for one in kept] == pytest.approx([score for score, _ in scored], abs=1e-9)
+
+
+@torch.no_grad()
+@each_model
+def test_scores_and_attention_are_those_of_teacher_forcing(case: Case) -> None:
+    model = build(case)
+    for row, kept in enumerate(hypotheses(model, PAIRS, SearchSettings(beam=4, max_length_extra=3), n_best=4)):
+        for one in kept:
+            score, weights = rescored(model, PAIRS, row, one.ids)
+            assert one.log_probability == pytest.approx(score, abs=1e-9)
+            assert one.score == pytest.approx(score / (len(one.ids) + 1), abs=1e-9)
+            if weights is None or one.attention is None:
+                assert one.attention is weights
+            else:
+                torch.testing.assert_close(one.attention, weights.float())
+
+
+@torch.no_grad()
+@each_model
+def test_beam_one_is_greedy(case: Case) -> None:
+    model = build(case)
+    settings = SearchSettings(beam=1, max_length_ratio=0, max_length_extra=6)
+    for row, (found,) in enumerate(hypotheses(model, PAIRS, settings)):
+        some = PAIRS.rows(slice(row, row + 1))
+        memory, state = model.start(some.source, some.lengths)
+        token, said = torch.tensor([BOS]), list[int]()
+        while len(said) < 5:
+            words, _, state = model.step(token, memory, state)
+            token = torch.tensor([max([EOS, *WORDS], key=lambda word: float(words[0, word]))])
+            if token == EOS:
+                break
+            said.append(int(token))
+        assert found.ids == said
+
+
+@torch.no_grad()
+@each_model
+def test_company_and_padding_do_not_change_translations(case: Case) -> None:
+    model, settings = build(case), SearchSettings(beam=3, max_length_extra=4)
+    expected = [hypotheses(model, PAIRS.rows(slice(row, row + 1)), settings, n_best=3)[0] for row in range(4)]
+    assert same(hypotheses(model, PAIRS, settings, n_best=3), expected)
+    turned = torch.tensor([3, 1, 0, 2])
+    wider = torch.cat([PAIRS.source, torch.full((4, 4), 6)], 1)
+    other = Pairs(wider[turned], PAIRS.lengths[turned], PAIRS.target[turned])
+    assert same(hypotheses(model, other, settings, n_best=3), [expected[int(row)] for row in turned])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("average", ["probability", "log"])
+@each_model
+def test_an_ensemble_of_one_model_with_itself_is_the_model(case: Case, average: str) -> None:
+    model, settings = build(case), SearchSettings(beam=3, max_length_extra=4)
+    twins = Ensemble([model, model, model], average)  # type: ignore[arg-type]
+    assert same(hypotheses(twins, PAIRS, settings, n_best=3), hypotheses(model, PAIRS, settings, n_best=3))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("average", ["probability", "log"])
+def test_a_recurrent_model_and_a_transformer_search_together(average: str) -> None:
+    models = [build(case) for case in CASES]
+    together = Ensemble(models, average)  # type: ignore[arg-type]
+    memory, state = together.start(PAIRS.source, PAIRS.lengths, frozenset({"weights"}))
+    token = torch.full((4,), BOS)
+    words, weights, _ = together.step(token, memory, state)
+    apart = [model.step(token, *model.start(PAIRS.source, PAIRS.lengths, frozenset({"weights"}))) for model in models]
+    likelihoods = torch.stack([part[0].exp() for part in apart])
+    if average == "probability":
+        expected = likelihoods.sum(0) / len(models)
+    else:
+        expected = likelihoods.prod(0) ** (1 / len(models))
+        expected = expected / expected.sum(-1, keepdim=True)
+    torch.testing.assert_close(words.exp(), expected)
+    shown = [part[1] for part in apart if part[1] is not None]
+    assert weights is not None and len(shown) == len(models) - 1  # the one without attention shows none
+    torch.testing.assert_close(weights, sum(shown[1:], shown[0]) / len(shown))
+    settings = SearchSettings(beam=3, max_length_extra=4)
+    assert same(
+        hypotheses(together, PAIRS, settings),
+        [hypotheses(together, PAIRS.rows(slice(row, row + 1)), settings)[0] for row in range(4)],
+    )
+
+
+@torch.no_grad()
+def test_the_best_of_an_ensemble_is_found() -> None:
+    """Exhaustively: the score of a translation is the product of the averaged probabilities of its words."""
+    models = [build(CASES[0]), build(CASES[3])]
+    found = hypotheses(Ensemble(models), PAIRS, ALL)
+    for row, (best,) in enumerate(found):
+        some, scores = PAIRS.rows(slice(row, row + 1)), dict[tuple[int, ...], float]()
+        for count in range(LIMIT):
+            for ids in itertools.product(WORDS, repeat=count):
+                words = torch.tensor([[BOS, *ids]])
+                mean = torch.zeros(len(ids) + 1, 9, dtype=torch.float64)
+                for model in models:
+                    decoded, memory = model(some.source, some.lengths, words)
+                    mean += model.decoder.logits(decoded, memory, words > 0).softmax(-1) / 2
+                scores[ids] = sum(math.log(mean[t, word]) for t, word in enumerate([*ids, EOS]))
+        assert tuple(best.ids) == max(scores, key=lambda ids: scores[ids])
+        assert best.score == pytest.approx(max(scores.values()), abs=1e-9)
