@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from s2s import configfile
 from s2s.attention.global_ import GlobalSettings
@@ -27,7 +27,28 @@ from s2s.training.objective import ObjectiveSettings
 from s2s.training.optimizer import Adam, AnyOptimizer
 from s2s.training.trainer import TrainingSettings
 
-AnyAttention = Annotated[GlobalSettings | NoneSettings, Field(discriminator="kind")]
+_RECIPES = {
+    "bahdanau": "wiring: bahdanau and attention: {kind: global, score: additive}",
+    "luong": "wiring: luong and attention: {kind: global, score: general}",
+    "none": "attention: {kind: none}",
+    **{
+        score: f"attention: {{kind: global, score: {score}}}"
+        for score in ("dot", "general", "additive", "concat", "location")
+    },
+}
+
+
+def _recipe(value: Any) -> Any:
+    """A bare name is answered with the keys that it stands for."""
+    if isinstance(value, str):
+        keys = _RECIPES.get(value.lower())
+        raise ValueError(f"is a mapping with a kind, not the name {value!r}" + (f"; write {keys}" if keys else ""))
+    return value
+
+
+AnyAttention = Annotated[
+    Annotated[GlobalSettings | NoneSettings, Field(discriminator="kind")], BeforeValidator(_recipe)
+]
 AnyEncoder = Annotated[RNNEncoderSettings | TransformerEncoderSettings, Field(discriminator="kind")]
 AnyDecoder = Annotated[RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings, Field(discriminator="kind")]
 AnyTokenizer = Annotated[SentencePieceSettings | WhitespaceSettings, Field(discriminator="kind")]

@@ -105,7 +105,10 @@ def translate(
 
 
 def draw(found: Translation, tokenizers: Tokenizers, path: Path, overwrite: bool) -> None:
-    """Write the attention of one translation as an SVG picture, from word to word. Raises UsageError if there is none."""
+    """Write the attention of one translation as an SVG picture, from word to word.
+
+    Raises UsageError if there is none.
+    """
     if found.attention is None:
         raise UsageError(
             "--attention", "this model has no attention, or the line was cut", "use a model with attention"

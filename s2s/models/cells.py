@@ -151,11 +151,15 @@ class Luong(Wiring):
         return advance
 
     def _by_steps(self, embedded: Tensor) -> Advance:
-        gates, recur, read = self.recurrence.gates(embedded), self.recurrence.stepper(), self.readout.stepper()
+        gates, recur, read = (
+            self.recurrence.gates(embedded).unbind(1),
+            self.recurrence.stepper(),
+            self.readout.stepper(),
+        )
         keep = self.readout.draw(embedded)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
-            hidden, layers = recur(gates[:, where.start], state.fed, state.layers)
+            hidden, layers = recur(gates[where.start], state.fed, state.layers)
             attended, attention = self.attention(hidden.unsqueeze(1), memory, state.attention)
             unread = Unread(hidden, None, None if keep is None else keep[:, where.start])
             joined = read(unread, attended.context[:, 0])
@@ -178,15 +182,19 @@ class Bahdanau(Wiring):
         return self.recurrence.begin(states)
 
     def begin(self, embedded: Tensor) -> Advance:
-        gates, recur, read = self.recurrence.gates(embedded), self.recurrence.stepper(), self.readout.stepper()
-        keep = self.readout.draw(embedded)
+        gates, recur, read = (
+            self.recurrence.gates(embedded).unbind(1),
+            self.recurrence.stepper(),
+            self.readout.stepper(),
+        )
+        keep, words = self.readout.draw(embedded), embedded.unbind(1)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             query = state.layers[-1].hidden
             attended, attention = self.attention(query.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
-            hidden, layers = recur(gates[:, where.start], context if context.size(1) else None, state.layers)
-            unread = Unread(hidden, embedded[:, where.start], None if keep is None else keep[:, where.start])
+            hidden, layers = recur(gates[where.start], context if context.size(1) else None, state.layers)
+            unread = Unread(hidden, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
             step = Step(_with_time(unread), joined.unsqueeze(1), attended)
             return step, WiringState(layers, attention, None)
@@ -207,16 +215,16 @@ class ConditionalGRU(Wiring):
         return tuple(states)
 
     def begin(self, embedded: Tensor) -> Advance:
-        gates, recur, recur_again = self.first.gates(embedded), self.first.stepper(), self.second.stepper()
+        gates, recur, recur_again = self.first.gates(embedded).unbind(1), self.first.stepper(), self.second.stepper()
         of_context, read = StepWeight(self.second.weight_input), self.readout.stepper()
-        keep = self.readout.draw(embedded)
+        keep, words = self.readout.draw(embedded), embedded.unbind(1)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
-            between = recur(gates[:, where.start], None, state.layers[0])
+            between = recur(gates[where.start], None, state.layers[0])
             attended, attention = self.attention(between.hidden.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
             layer = recur_again(of_context(context) + self.second.bias, None, between)
-            unread = Unread(layer.hidden, embedded[:, where.start], None if keep is None else keep[:, where.start])
+            unread = Unread(layer.hidden, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
             step = Step(_with_time(unread), joined.unsqueeze(1), attended)
             return step, WiringState((layer,), attention, None)

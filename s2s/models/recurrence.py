@@ -125,10 +125,11 @@ class RecurrentLayer(nn.Module):
         if self.bias_reset is not None:
             return self._gru_stepper(self.bias_reset)
         recur = StepWeight(self.weight_recurrent)
+        kind = recur.weight.dtype
 
         def step(gates: Tensor, fed: Tensor | None, state: LayerState) -> LayerState:
             past = state.hidden if state.mask is None else state.hidden * state.mask
-            past = past if fed is None else torch.cat([past, fed.to(past.dtype)], 1)
+            past = past.to(kind) if fed is None else torch.cat([past.to(kind), fed.to(kind)], 1)
             hidden, cell = _LSTMStep.apply(gates + recur(past), state.cell)  # type: ignore[no-untyped-call]
             return LayerState(hidden, cell, state.mask)
 

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from s2s.interfaces import PAD, Decoder, Totals
 from s2s.settings import Settings
 
-_CHUNK = 2_000_000
-"""Scores (rows x V) that stand in memory at once."""
+_BLOCK = 8_000_000
+"""Scores (rows x V) that stand in memory at once, in the type of the products."""
+_ROWS = 1_000_000
+"""Scores that go through the softmax at once, in float32, through buffers that are used again."""
 
 
 class Sums(NamedTuple):
@@ -49,34 +51,38 @@ class _SmoothedLoss(torch.autograd.Function):
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, smoothing: float, learn: bool
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-        vocabulary, rows = weight.size(0), max(1, _CHUNK // weight.size(0))
+        vocabulary = weight.size(0)
         loss, nll = features.new_zeros((), dtype=wide), features.new_zeros((), dtype=wide)
         matrix = weight.to(features.dtype)
+        block, rows = max(1, _BLOCK // vocabulary), max(1, _ROWS // vocabulary)
+        buffers = torch.empty((2, min(rows, features.size(0)), vocabulary), dtype=wide, device=features.device)
         if learn:
             by_features = torch.empty_like(features)
             by_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
             by_bias = torch.zeros_like(bias, dtype=wide)
-        for first in range(0, features.size(0), rows):
-            part, gold = features[first : first + rows], target[first : first + rows].unsqueeze(1)
+        for first in range(0, features.size(0), block):
+            part = features[first : first + block]
             narrow = part @ matrix.t()
-            scores = narrow.to(wide).add_(bias)
-            highest, at = scores.max(1, keepdim=True)
-            chances = scores.softmax(1)
-            total = (
-                highest - chances.gather(1, at).log()
-            )  # log of the sum of exponentials; the highest never underflows
-            of_gold = (total - scores.gather(1, gold)).sum()
-            nll += of_gold
-            loss += (1 - smoothing) * of_gold
-            if smoothing:
-                loss += smoothing * (total.sum() - scores.sum() / vocabulary)
-            if learn:
+            for top in range(0, part.size(0), rows):
+                gold = target[first + top : first + min(top + rows, block)].unsqueeze(1)
+                scores, chances = buffers[0, : gold.size(0)], buffers[1, : gold.size(0)]
+                torch.add(narrow[top : top + rows], bias, out=scores)
+                torch.softmax(scores, 1, out=chances)
+                highest, at = scores.max(1, keepdim=True)
+                total = highest - chances.gather(1, at).log()  # log-sum-exp: the highest chance never underflows
+                of_gold = (total - scores.gather(1, gold)).sum()
+                nll += of_gold
+                loss += (1 - smoothing) * of_gold
                 if smoothing:
-                    chances.sub_(smoothing / vocabulary)
-                chances.scatter_add_(1, gold, chances.new_full(gold.shape, smoothing - 1))
-                by_bias += chances.sum(0)
-                narrow.copy_(chances)
-                torch.mm(narrow, matrix, out=by_features[first : first + rows])
+                    loss += smoothing * (total.sum() - scores.sum() / vocabulary)
+                if learn:
+                    if smoothing:
+                        chances.sub_(smoothing / vocabulary)
+                    chances.scatter_add_(1, gold, chances.new_full(gold.shape, smoothing - 1))
+                    by_bias += chances.sum(0)
+                    narrow[top : top + rows] = chances
+            if learn:
+                torch.mm(narrow, matrix, out=by_features[first : first + block])
                 by_weight += narrow.t() @ part
         if learn:
             ctx.save_for_backward(by_features, by_weight, by_bias)

@@ -89,9 +89,8 @@ def attentions() -> dict[str, Options]:
     found: list[Options] = []
     for kind, settings in kinds(AnyAttention).items():
         for example in EXAMPLES.get(kind, [{}]):
-            variants = {
-                field: [] for field in ("score", "normaliser") if field in {*settings.model_fields} - {*example}
-            }
+            open_fields = [field for field in ("score", "normaliser") if field in {*settings.model_fields} - {*example}]
+            variants: dict[str, list[Any]] = {field: [] for field in open_fields}
             if "score" in variants:
                 variants["score"] = [
                     {"kind": name, **one} for name in kinds(AnyScore) for one in SCORES.get(name, [{}])
