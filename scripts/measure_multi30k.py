@@ -31,8 +31,8 @@ English to German, `test_2016_flickr`, one run of raw cased text, checkpoint cho
 the SHA-256 of the translations.
 
 - **BLEU** is cased, on detokenised text, sacreBLEU `{bleu}`.
-- **tok-lc** is the form of published Multi30k scores: hypotheses lower-cased, punctuation-normalised and tokenised, against
-  the official `lc.norm.tok` file, sacreBLEU `{tok_lc}`.
+- **tok-lc** is the form of published Multi30k scores: hypotheses lower-cased, punctuation-normalised and tokenised,
+  against the official `lc.norm.tok` file, sacreBLEU `{tok_lc}`.
 - **minutes** is wall-clock of `s2s train`, from start to finished training, data, validation and saving included.
 """
 

@@ -109,11 +109,15 @@ def smoothed_loss(
 ) -> tuple[Tensor, Tensor]:
     """Sums of smoothed loss and plain NLL of ``target`` (n,) under softmax(features weight^T + bias).
 
-    Features (n, D), weight (V, D), bias (V,). Products run in the type of ``features``; softmax and sums in float32 or
-    wider. Never holds (n, V) at once.
+    Features (n, D), weight (V, D), bias (V,). Products run in the type of ``features``, or autocast's; softmax and sums
+    in float32 or wider. Never holds (n, V) at once.
     """
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+        features = features.to(torch.get_autocast_dtype(device))
     learn = torch.is_grad_enabled() and any(x.requires_grad for x in (features, weight, bias))
-    sums: tuple[Tensor, Tensor] = _SmoothedLoss.apply(features, weight, bias, target, smoothing, learn)  # type: ignore[no-untyped-call]
+    with torch.autocast(device, enabled=False):
+        sums: tuple[Tensor, Tensor] = _SmoothedLoss.apply(features, weight, bias, target, smoothing, learn)  # type: ignore[no-untyped-call]
     return sums
 
 

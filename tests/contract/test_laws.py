@@ -324,6 +324,6 @@ ATTENTIVE = {"kind": "transformer", "layers": 1, "size": 6, "heads": 2}
 )
 def test_parts_that_do_not_fit_each_other_are_refused_when_built(encoder: Any, decoder: Any) -> None:
     """Before the first sentence is read: a training must not fail after its data are prepared."""
-    settings = ModelSettings[AnyEncoder, AnyDecoder].model_validate(recurrent("", encoder, **decoder).model)
+    page = recurrent("", encoder, **decoder).model
     with pytest.raises(ValueError):
-        settings.build(11, 9)
+        ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(11, 9)

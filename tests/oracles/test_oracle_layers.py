@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from s2s.config import AnyDecoder, AnyEncoder
 from s2s.interfaces import PAD
 from s2s.models.layers import Dropout, StepWeight, dropout_mask, embedding, lengths_to_mask
+from s2s.models.seq2seq import ModelSettings
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -70,10 +72,28 @@ def test_embeddings_have_rows_of_length_one_and_none_for_padding() -> None:
     torch.manual_seed(0)
     table = embedding(5000, 64)
     assert (table.weight[PAD] == 0).all()
-    assert float(table.weight[1:].square().sum(1).mean()) == pytest.approx(1.0, rel=0.02)
+    assert float(table.weight.detach()[1:].square().sum(1).mean()) == pytest.approx(1.0, rel=0.02)
     table(torch.tensor([[PAD, 4]])).sum().backward()
     assert table.weight.grad is not None
     assert (table.weight.grad[PAD] == 0).all() and (table.weight.grad[4] == 1).all()
+
+
+@pytest.mark.parametrize("uniform", [None, 0.1])
+@pytest.mark.parametrize("tie", ["none", "output", "all"])
+def test_first_weights_of_a_model(uniform: float | None, tie: str) -> None:
+    """Matrices from U(-x, x) where asked for (Luong 2015: 0.1); biases and the rows of PAD are zero either way."""
+    torch.manual_seed(0)
+    reads = {"kind": "rnn", "size": 16, "cell": "gru"}
+    writes = {**reads, "attention": {"kind": "global"}}
+    page = {"embedding": 16, "tie": tie, "uniform_init": uniform, "encoder": reads, "decoder": writes}
+    model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(40, 40)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert not parameter.any(), name
+        elif uniform is not None:
+            assert 0.08 < float(parameter.detach().abs().max()) <= uniform, name
+    for module in model.modules():
+        assert not isinstance(module, nn.Embedding) or not module.weight[PAD].any()
 
 
 def test_lengths_become_a_mask() -> None:
