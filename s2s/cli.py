@@ -103,6 +103,18 @@ def evaluate(
     )  # fmt: skip
 
 
+@app.command()
+def average(
+    model: Annotated[Path, typer.Option("--model", "-m", help="The run to take checkpoints from.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new run to write.")],
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest; see training.keep_last.")] = 5,
+) -> None:
+    """Average the last checkpoints of a run into one model."""
+    from s2s.commands.average import average_checkpoints
+
+    average_checkpoints(model, output, last)
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print every setting of a file, with its parents and the defaults filled in."""

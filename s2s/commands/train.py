@@ -22,13 +22,14 @@ from s2s.evaluation import score_all
 from s2s.progress import say, warn
 from s2s.run import Run, build_model, default_directory
 from s2s.search.translate import Translator
-from s2s.training.metrics import MetricsLog
+from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import TrainingStep
 from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
 
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
-    "training.log_every", "training.save_every", "training.keep_last", "search", "data.test", "data.cache",
+    "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "search", "data.test",
+    "data.cache",
 )  # fmt: skip
 """Settings that may change between two parts of a run."""
 _INEXACT = ("training.precision", "training.device")
@@ -43,7 +44,7 @@ def train(
     overwrite: bool = False,
 ) -> None:
     """Train, or go on training, and say where the model is."""
-    config = _resolved(configuration.load(config_path, overrides))
+    config = resolved(configuration.load(config_path, overrides))
     run = Run(run_directory or default_directory(config_path))
     if run.path.is_dir():
         with RunLock(run.path):
@@ -54,7 +55,7 @@ def train(
             _train(config, run, identity)
 
 
-def _resolved(config: Config) -> Config:
+def resolved(config: Config) -> Config:
     """The same with ``auto`` replaced by what it means on this machine."""
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
@@ -82,7 +83,8 @@ def _train(config: Config, run: Run, identity: str) -> None:
         "fingerprint": prepared.fingerprint,
         "threads": torch.get_num_threads(),
     }
-    metrics = MetricsLog(run.metrics, warn)
+    board = TensorBoard(run.path / "tensorboard") if training.tensorboard else None
+    metrics = MetricsLog(run.metrics, warn, board)
     validation = None if prepared.valid is None else Validator(config, prepared)
     trainer = Trainer(
         step, EpochData(config, prepared), config.optimizer, training, seed=config.seed, run=run.path,
@@ -99,6 +101,8 @@ def _train(config: Config, run: Run, identity: str) -> None:
         ended = trainer.run()
     finally:
         metrics.close()
+        if board is not None:
+            board.close()
     _report(trainer, run, ended, trainer.state.update == before and loaded is not None)
 
 

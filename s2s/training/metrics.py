@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from s2s.checkpoint import replace_file
-from s2s.errors import SystemRefused
+from s2s.errors import ConfigError, SystemRefused
 
 _log = logging.getLogger("s2s")
 
@@ -36,16 +36,44 @@ def _step(line: bytes) -> int | None:
     return step if type(step) is int else None
 
 
-class MetricsLog:
-    """Appends records to a file; a full disk costs records, never the training."""
+class TensorBoard:
+    """The same records as TensorBoard's event files in ``folder``. Raises ConfigError where the extra is missing."""
 
-    def __init__(self, path: Path, warn: Callable[[str], None] = _log.warning) -> None:
-        self.path, self.warn = path, warn
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            what, remedy = "TensorBoard is not installed", "pip install 's2s[tensorboard]'"
+            raise ConfigError("training.tensorboard", what, remedy) from None
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Every number of the record as a scalar at its step."""
+        for name, value in record.items():
+            if isinstance(value, Mapping):
+                self.append({f"{name}/{inner}": number for inner, number in value.items()} | {"step": record["step"]})
+            elif isinstance(value, (int, float)) and name != "step":
+                self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._writer.close()
+
+
+class MetricsLog:
+    """Appends records to a file; a full disk costs records, never the training. ``board`` gets them too."""
+
+    def __init__(
+        self, path: Path, warn: Callable[[str], None] = _log.warning, board: TensorBoard | None = None
+    ) -> None:
+        self.path, self.warn, self.board = path, warn, board
         self._descriptor: int | None = None
         self._warned = False
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record as one line. The first failure is a warning; later ones are silent."""
+        if self.board is not None:
+            self.board.append(record)
         line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
         try:
             if self._descriptor is None:

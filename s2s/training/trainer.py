@@ -64,6 +64,8 @@ class TrainingSettings(Settings):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Validate and translate with an exponential moving average of the weights, of this decay; early updates count as
     min(ema, (1 + n) / (10 + n))."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files into the run's folder ``tensorboard`` too; needs the extra s2s[tensorboard]."""
     samples: Annotated[int, Field(ge=0)] = 2
     """Translations shown at each validation."""
     log_every: Annotated[int, Field(ge=1)] = 50
