@@ -128,10 +128,19 @@ class Attention(nn.Module, ABC):
         """Called before each update: schedules are functions of the update number alone."""
 
 
+class Leaves(NamedTuple):
+    """What `Memory.final` of an encoder has."""
+
+    layers: int
+    directions: int
+    cells: bool
+
+
 class Encoder(nn.Module, ABC):
-    """Source ids to memory. ``size`` is the memory width M."""
+    """Source ids to memory. ``size`` is the memory width M, ``leaves`` what final states there are, None if none."""
 
     size: int
+    leaves: Leaves | None = None
 
     @abstractmethod
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:

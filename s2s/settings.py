@@ -27,6 +27,11 @@ class Settings(BaseModel):
 class AttentionSettings(Settings):
     """A mechanism of attention; ``build(query_size, memory_size)`` gives an `s2s.interfaces.Attention`."""
 
+    @property
+    def reads_final(self) -> bool:
+        """Whether the encoder's last states are needed."""
+        return False
+
     def refusal(self, wiring: str, input_feeding: bool) -> str | None:
         """Why this mechanism cannot be used under a wiring of the decoder; None where it can."""
         return None

@@ -34,8 +34,7 @@ class Summary(Attention):
         self.project = nn.Linear(memory_size, memory_size)
 
     def prepare(self, memory: Memory) -> Memory:
-        if memory.final is None:
-            raise ValueError("attention none with context: summary needs an encoder with final states (kind rnn)")
+        assert memory.final is not None, "see NoneSettings.reads_final"
         top = memory.final.hidden[:, -1]  # (B, M)
         return memory._replace(keys=torch.tanh(self.project(top)).unsqueeze(1))  # (B, 1, M)
 
@@ -49,6 +48,10 @@ class NoneSettings(AttentionSettings):
     kind: Literal["none"]
     context: Literal["none", "summary"] = "none"
     """none: the source is seen only through the decoder's first state; summary: also at every step."""
+
+    @property
+    def reads_final(self) -> bool:
+        return self.context == "summary"
 
     def refusal(self, wiring: str, input_feeding: bool) -> str | None:
         if wiring == "cgru" and self.context == "none":

@@ -37,8 +37,10 @@ def _sparse(scores: Tensor, mask: Tensor, kind: Literal["sparsemax", "entmax15"]
     # Far below every real score but finite: entmax subtracts the maximum and multiplies gradients by zero.
     lowest = scores.masked_fill(~mask, torch.inf).amin(-1, keepdim=True).masked_fill(~readable, 0.0).detach()
     scores = torch.where(mask, scores, lowest - 10.0)
-    weights: Tensor = function(scores, dim=-1)
-    return weights.masked_fill(~mask, 0.0)
+    # A score that is not a number would end in an index error here; it comes out as itself, for the loss to tell of it.
+    lost = scores.isnan().any(-1, keepdim=True)
+    weights: Tensor = function(scores.masked_fill(lost, 0.0), dim=-1)
+    return weights.masked_fill(lost, torch.nan).masked_fill(~mask, 0.0)
 
 
 def normalise(scores: Tensor, mask: Tensor, kind: Normaliser) -> Tensor:

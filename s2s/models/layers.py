@@ -60,11 +60,19 @@ def sinusoids(first: int, count: int, size: int, like: Tensor) -> Tensor:
 
 
 class _Ledger:
-    """The inputs and output gradients of every use of one weight in one forward pass."""
+    """The inputs and output gradients of every use of one weight, in the backward pass that is running."""
 
     def __init__(self) -> None:
         self.inputs: list[Tensor] = []
         self.gradients: list[Tensor] = []
+        self._pass: int | None = None
+
+    def current(self) -> _Ledger:
+        """This ledger, emptied of what an earlier backward pass over the same graph left."""
+        now: int = torch._C._current_graph_task_id()
+        if now != self._pass:
+            self._pass, self.inputs, self.gradients = now, [], []
+        return self
 
 
 class _Collect(torch.autograd.Function):
@@ -78,7 +86,7 @@ class _Collect(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
-        ledger: _Ledger = ctx.ledger
+        ledger: _Ledger = ctx.ledger.current()
         if not ledger.inputs:
             return gradient, None
         total = torch.cat(ledger.gradients).t() @ torch.cat(ledger.inputs)
@@ -97,8 +105,9 @@ class _Use(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, weight = ctx.saved_tensors
-        ctx.ledger.inputs.append(x)
-        ctx.ledger.gradients.append(gradient)
+        ledger: _Ledger = ctx.ledger.current()
+        ledger.inputs.append(x)
+        ledger.gradients.append(gradient)
         return gradient @ weight, None, None
 
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Memory, Mixture, Totals
+from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Encoder, Memory, Mixture, Totals
 from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, Step, Unread, Wiring, WiringState
 from s2s.models.layers import Dropout
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
@@ -70,7 +70,8 @@ class RNNDecoder(Decoder):
         for n in range(mixture.log_weights.size(-1)):  # one context at a time: (n, N, V) need never stand in memory
             place = mixture.positions[:, n] if mixture.positions is not None else torch.full_like(sentence, n)
             words = self._log_probabilities(unread, memory.values[sentence, place])
-            part = mixture.log_weights[:, n : n + 1].to(words.dtype) + words
+            # A context of weight zero stays finite, or two of them would give a gradient that is not a number.
+            part = mixture.log_weights[:, n : n + 1].to(words.dtype).clamp(min=-1e30) + words
             total = part if total is None else torch.logaddexp(total, part)
         assert total is not None
         return total
@@ -173,12 +174,14 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
             raise ValueError(reason)
         return self
 
-    def build(self, embedding: nn.Embedding, memory_size: int, dropout: float, tied: bool) -> RNNDecoder:
-        """The decoder; ``tied``: its output matrix is the embedding's."""
+    def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> RNNDecoder:
+        """The decoder; ``tied``: its output matrix is the embedding's. ValueError if the encoder leaves too little."""
+        if self.attention.reads_final and encoder.leaves is None:
+            raise ValueError(f"this attention {self.attention} reads last states, which only an rnn encoder leaves")
         rate = dropout if self.dropout is None else self.dropout
         output_rate = rate if self.output_dropout is None else self.output_dropout
         width = embedding.embedding_dim
-        attention: Attention = self.attention.build(self.size, memory_size)  # type: ignore[attr-defined]
+        attention: Attention = self.attention.build(self.size, encoder.size)  # type: ignore[attr-defined]
         context = attention.context_size
         readout = Readout(self.size, context, 0 if self.wiring == "luong" else width, self.size, output_rate)
         wiring: Wiring
@@ -194,7 +197,7 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
             else:
                 wiring = Luong(recurrence, attention, readout, self.feeds)
         narrow = nn.Linear(self.size, width, bias=False) if tied and self.size != width else None
-        start = Start(self.start, self.cell, self.layers, self.size, memory_size)
+        start = Start(self.start, self.cell, self.layers, self.size, encoder.size, encoder.leaves)
         embedded = rate if self.embedding_dropout is None else self.embedding_dropout
         decoder = RNNDecoder(embedding, embedded, start, wiring, narrow)
         if tied:

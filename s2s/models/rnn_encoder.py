@@ -13,7 +13,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from s2s.interfaces import Encoder, Final, Memory
+from s2s.interfaces import Encoder, Final, Leaves, Memory
 from s2s.models.layers import Dropout, dropout_mask, lengths_to_mask
 from s2s.models.recurrence import CellKind, RecurrentLayer
 from s2s.settings import EncoderSettings
@@ -35,6 +35,7 @@ class RNNEncoder(Encoder):
         self.residual, self.reverse, self.cells = settings.residual, settings.reverse, cells and settings.cell == "lstm"
         self.recurrent_dropout = settings.recurrent_dropout
         directions = 2 if settings.bidirectional else 1
+        self.leaves = Leaves(settings.layers, directions, self.cells)
         self.layers = nn.ModuleList(
             nn.ModuleList(
                 RecurrentLayer(

@@ -60,6 +60,9 @@ def initialise(model: nn.Module, uniform: float | None) -> None:
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.uniform_(-uniform, uniform)
+            for module in model.modules():
+                if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                    module.weight[module.padding_idx].zero_()
 
 
 class ModelSettings(Settings, Generic[E, D]):
@@ -91,7 +94,7 @@ class ModelSettings(Settings, Generic[E, D]):
         encoder_settings: Any = self.encoder  # the kinds are closed in s2s.config; each has its build
         decoder_settings: Any = self.decoder
         encoder: Encoder = encoder_settings.build(source, self.dropout, decoder_settings.reads_cells)
-        decoder: Decoder = decoder_settings.build(target, encoder.size, self.dropout, self.tie != "none")
+        decoder: Decoder = decoder_settings.build(target, encoder, self.dropout, self.tie != "none")
         model = Seq2Seq(encoder, decoder)
         initialise(model, self.uniform_init)
         return model

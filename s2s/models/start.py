@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2s.interfaces import Memory
+from s2s.interfaces import Leaves, Memory
 from s2s.models.recurrence import CellKind, LayerState
 
 StartKind = Literal["zero", "last", "bridge", "bahdanau", "mean"]
@@ -23,11 +23,21 @@ StartKind = Literal["zero", "last", "bridge", "bahdanau", "mean"]
 class Start(nn.Module):
     """First states of ``layers`` layers of width ``size``."""
 
-    def __init__(self, kind: StartKind, cell: CellKind, layers: int, size: int, memory_size: int) -> None:
+    def __init__(
+        self, kind: StartKind, cell: CellKind, layers: int, size: int, memory_size: int, left: Leaves | None
+    ) -> None:
+        """``left``: what the encoder leaves. Raises ValueError where that is not what ``kind`` needs."""
         super().__init__()
         self.kind, self.cell, self.size, self.layers = kind, cell, size, layers
-        if kind == "last" and size != memory_size:
-            raise ValueError(f"start: last copies states, so decoder.size {size} must equal encoder.size {memory_size}")
+        if kind in ("last", "bridge", "bahdanau") and left is None:
+            raise ValueError(f"start: {kind} needs last states, which only an rnn encoder leaves; use mean or zero")
+        if kind == "bahdanau" and left is not None and left.directions == 1:
+            raise ValueError("start: bahdanau reads the backward state, so the encoder must be bidirectional")
+        if kind == "last" and left is not None:
+            if size != memory_size:
+                raise ValueError(f"start: last copies states: decoder.size {size} must be encoder.size {memory_size}")
+            if left.layers != layers or left.cells != (cell == "lstm"):
+                raise ValueError("start: last copies states: encoder and decoder need the same cell and layers")
         width = memory_size // 2 if kind == "bahdanau" else memory_size
         learned = kind in ("bridge", "bahdanau", "mean")
         self.hidden = nn.ModuleList(nn.Linear(width, size) for _ in range(layers if learned else 0))
@@ -58,15 +68,13 @@ class Start(nn.Module):
         """(B, width) that the first state of a layer is made of; layers beyond the encoder's read its top one."""
         if self.kind == "mean":
             return memory.values.sum(1) / memory.lengths.unsqueeze(1)
-        if memory.final is None:
-            raise ValueError(f"start: {self.kind} needs an encoder of kind rnn; use mean or zero")
+        assert memory.final is not None, "checked when this was built"
         hidden = memory.final.hidden[:, min(layer, memory.final.hidden.size(1) - 1)]
         return hidden[:, hidden.size(1) // 2 :] if self.kind == "bahdanau" else hidden
 
     def _copy(self, memory: Memory) -> list[LayerState]:
         final = memory.final
-        if final is None or final.hidden.size(1) != self.layers or (self.cell == "lstm") != (final.cell is not None):
-            raise ValueError("start: last needs an rnn encoder with as many layers and the same cell as the decoder")
+        assert final is not None, "checked when this was built"
         cells = [None] * self.layers if final.cell is None else list(final.cell.to(self._dtype(memory)).unbind(1))
         hidden = final.hidden.to(self._dtype(memory)).unbind(1)
         return [LayerState(h, c) for h, c in zip(hidden, cells, strict=True)]

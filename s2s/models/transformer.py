@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from s2s.interfaces import NOTHING, Decoded, Decoder, Encoder, Memory
+from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.layers import Dropout, lengths_to_mask, sinusoids
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 from s2s.tree import Tree
@@ -135,16 +135,14 @@ class Input(nn.Module):
             nn.init.normal_(self.learned.weight, 0.0, settings.size**-0.5)
 
     def forward(self, tokens: Tensor, first: int) -> Tensor:
-        """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d)."""
+        """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d), zero where they are PAD."""
         x = self.embedding(tokens) * math.sqrt(self.size)
         if self.learned is None:
-            return self._dropped(x + sinusoids(first, tokens.size(1), self.size, x))
-        last = self.learned.num_embeddings - 1
-        places = torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last)
-        return self._dropped(x + self.learned(places))
-
-    def _dropped(self, x: Tensor) -> Tensor:
-        dropped: Tensor = self.dropout(x)
+            x = x + sinusoids(first, tokens.size(1), self.size, x)
+        else:
+            last = self.learned.num_embeddings - 1
+            x = x + self.learned(torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last))
+        dropped: Tensor = self.dropout(x.masked_fill((tokens == PAD).unsqueeze(-1), 0.0))
         return dropped
 
 
@@ -203,7 +201,7 @@ class TransformerEncoder(Encoder):
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
-        x = self.input(source.masked_fill(~mask, 0), 0).masked_fill(~mask.unsqueeze(-1), 0.0)
+        x = self.input(source.masked_fill(~mask, PAD), 0)
         readable = mask[:, None, None]  # (B, 1, 1, S)
         for layer in self.layers:
             x = layer(x, None, readable)[0]
@@ -267,9 +265,9 @@ class TransformerDecoderSettings(StackSettings, DecoderSettings):
         """Whether the encoder's last cells are needed."""
         return False
 
-    def build(self, embedding: nn.Embedding, memory_size: int, dropout: float, tied: bool) -> TransformerDecoder:
+    def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> TransformerDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's."""
-        decoder = TransformerDecoder(self, embedding, memory_size, dropout)
+        decoder = TransformerDecoder(self, embedding, encoder.size, dropout)
         if tied:
             decoder.output.weight = embedding.weight
         return decoder

@@ -126,7 +126,7 @@ class LuongDecay(Warm):
     def factor(self, update: int, last: int, reductions: int) -> float:
         begin = int(last * self.after)
         stretch = max(1, (last - begin) // self.times)
-        return float(self.rising(update) * 0.5 ** (max(0, update - begin) // stretch))
+        return float(self.rising(update) * 0.5 ** min(self.times, max(0, update - begin) // stretch))
 
 
 AnySchedule = Annotated[

@@ -11,7 +11,7 @@ import torch
 from formulas import Array, array, read, step
 from torch import Tensor, nn
 
-from s2s.interfaces import Final, Memory
+from s2s.interfaces import Final, Leaves, Memory
 from s2s.models.layers import embedding
 from s2s.models.recurrence import CellKind, LayerState, Recurrence, RecurrentLayer
 from s2s.models.rnn_encoder import RNNEncoder, RNNEncoderSettings
@@ -301,7 +301,7 @@ def memory_of(layers: int, width: int, cells: bool) -> Memory:
 @pytest.mark.parametrize("kind", ["zero", "last", "bridge", "bahdanau", "mean"])
 def test_first_states_by_formula(kind: StartKind, cell: CellKind) -> None:
     """Two decoder layers over a two-layer encoder of the same width 6 (forward 3, backward 3)."""
-    memory, start = memory_of(2, 6, cells=cell == "lstm"), redrawn(Start(kind, cell, 2, 6, 6))
+    memory, start = memory_of(2, 6, cells=cell == "lstm"), redrawn(Start(kind, cell, 2, 6, 6, Leaves(2, 2, cell == "lstm")))
     assert memory.final is not None
     states = start(memory)
     assert len(states) == 2
@@ -329,7 +329,7 @@ def test_first_states_by_formula(kind: StartKind, cell: CellKind) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["bridge", "bahdanau"])
 def test_layers_above_the_encoder_start_from_its_top_one(kind: StartKind) -> None:
-    memory, start = memory_of(2, 6, cells=False), redrawn(Start(kind, "gru", 3, 5, 6))
+    memory, start = memory_of(2, 6, cells=False), redrawn(Start(kind, "gru", 3, 5, 6, Leaves(2, 2, False)))
     assert memory.final is not None
     top = memory.final.hidden[:, 1, 3:] if kind == "bahdanau" else memory.final.hidden[:, 1]
     torch.testing.assert_close(start(memory)[2].hidden, torch.tanh(start.hidden[2](top)))

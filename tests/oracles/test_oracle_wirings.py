@@ -319,7 +319,7 @@ def test_on2_there_are_no_weights_to_show() -> None:
 @torch.no_grad()
 def test_the_summary_is_read_at_every_step() -> None:
     """c = tanh(V [forward last ; backward first]) (Cho et al. 2014), whatever the query."""
-    built, model = NoneSettings(kind="none", context="summary").build(6, 4), model_of()
+    built, model = NoneSettings(kind="none", context="summary").build(6, 4), model_of({"layers": 2})
     assert isinstance(built, Summary)
     redraw(built)
     memory = built.prepare(model.encoder(SOURCE, LENGTHS))
