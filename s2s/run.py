@@ -78,9 +78,10 @@ class Run:
         return require(found, "id", str, str(self.path / _IDENTITY))
 
     def write_config(self, config: Config) -> None:
-        """Keep the resolved settings."""
-        text = f"# Every setting of this run, as it was used.\n{configuration.save_text(config)}"
-        replace_file(self.config, text.encode())
+        """Keep the resolved settings; a file that says the same already is left alone."""
+        text = f"# Every setting of this run, as it was used.\n{configuration.save_text(config)}".encode()
+        if not self.config.is_file() or self.config.read_bytes() != text:
+            replace_file(self.config, text)
 
 
 def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:

@@ -32,13 +32,14 @@ def _sparse(scores: Tensor, mask: Tensor, kind: Literal["sparsemax", "entmax15"]
     from entmax import entmax15, sparsemax
 
     function = sparsemax if kind == "sparsemax" else entmax15
+    mask = mask & (scores != -torch.inf)  # a score may say itself that a position cannot be read
     scores = scores if scores.dtype == torch.float64 else scores.float()
     readable = mask.any(-1, keepdim=True)
     # Far below every real score but finite: entmax subtracts the maximum and multiplies gradients by zero.
     lowest = scores.masked_fill(~mask, torch.inf).amin(-1, keepdim=True).masked_fill(~readable, 0.0).detach()
     scores = torch.where(mask, scores, lowest - 10.0)
-    # A score that is not a number would end in an index error here; it comes out as itself, for the loss to tell of it.
-    lost = scores.isnan().any(-1, keepdim=True)
+    # A score that is not finite would end in an index error here; it comes out as NaN, for the loss to tell of it.
+    lost = ~scores.isfinite().all(-1, keepdim=True)
     weights: Tensor = function(scores.masked_fill(lost, 0.0), dim=-1)
     return weights.masked_fill(lost, torch.nan).masked_fill(~mask, 0.0)
 

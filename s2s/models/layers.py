@@ -22,7 +22,7 @@ def dropout_mask(shape: torch.Size | tuple[int, ...], rate: float, like: Tensor)
     count = math.prod(shape)
     words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = words.view(torch.int16)[:count].view(shape)
-    dropped = round(rate * 65536)
+    dropped = min(round(rate * 65536), 65535)
     return (bits >= dropped - 32768).to(like.dtype).mul_(65536 / (65536 - dropped))
 
 

@@ -381,10 +381,11 @@ class Trainer:
         return self.state.update > 0 and self.state.update % self.settings.save_every == 0
 
     def _save(self, meter: Meter, improved: bool, final: bool) -> None:
-        """Save, unless it is saved already; a failure is a warning until there are too many, or at the end."""
+        """Save, unless it is saved already or there is nothing yet; a failure is a warning until there are too many, or
+        at the end."""
         state = self.state
         self.signals.save = False
-        if state.update == self._saved and not improved:
+        if state.update == 0 or (state.update == self._saved and not improved):
             return
         score = state.best if improved else None
         if score is not None and self.settings.stop_on in _LOWER_IS_BETTER:

@@ -301,7 +301,8 @@ def memory_of(layers: int, width: int, cells: bool) -> Memory:
 @pytest.mark.parametrize("kind", ["zero", "last", "bridge", "bahdanau", "mean"])
 def test_first_states_by_formula(kind: StartKind, cell: CellKind) -> None:
     """Two decoder layers over a two-layer encoder of the same width 6 (forward 3, backward 3)."""
-    memory, start = memory_of(2, 6, cells=cell == "lstm"), redrawn(Start(kind, cell, 2, 6, 6, Leaves(2, 2, cell == "lstm")))
+    memory = memory_of(2, 6, cells=cell == "lstm")
+    start = redrawn(Start(kind, cell, 2, 6, 6, Leaves(2, 2, cell == "lstm")))
     assert memory.final is not None
     states = start(memory)
     assert len(states) == 2

@@ -1,0 +1,84 @@
+"""Fixtures of the system tests: one tiny project, one finished run of each architecture, the command line at hand."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from harness import Cli, Outcome, done, kept_signals, train_arguments, write_project
+
+from s2s import cli as command_line
+from s2s import failpoints
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Results are the same to the bit at one number of threads only, and other processes are started with one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus and its settings; runs beside it share one cache."""
+    return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def finished(project: Path) -> Path:
+    """A run that nothing disturbed. Read it, copy it, never change it."""
+    done(train_arguments(project, project / "rnn"))
+    return project / "rnn"
+
+
+@pytest.fixture(scope="session")
+def finished_transformer(project: Path) -> Path:
+    """The same of the Transformer."""
+    done(train_arguments(project, project / "transformer", config="transformer.yaml"))
+    return project / "transformer"
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may spoil."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def new_run(project: Path, request: pytest.FixtureRequest) -> Path:
+    """A directory beside the project's cache that no run has used yet."""
+    return project / f"run-{abs(hash(request.node.nodeid))}"
+
+
+@pytest.fixture
+def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run a command in this process, with what it reads from standard input."""
+
+    def call(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capfdbinary.readouterr()
+        with kept_signals():
+            code = command_line.run([os.fspath(argument) for argument in arguments])
+        captured = capfdbinary.readouterr()
+        return Outcome(code, captured.out, captured.err.decode())
+
+    return call
+
+
+@pytest.fixture
+def failpoint(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Set fail points as S2S_FAILPOINT does, counted from now."""
+
+    def set_points(text: str) -> None:
+        monkeypatch.setattr(failpoints, "_POINTS", failpoints._parse(text))
+        monkeypatch.setattr(failpoints, "_PASSED", {})
+
+    return set_points
