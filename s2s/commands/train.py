@@ -29,9 +29,9 @@ from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_pr
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "search", "data.test",
-    "data.cache",
+    "data.cache", "data.train", "data.valid",
 )  # fmt: skip
-"""Settings that may change between two parts of a run."""
+"""Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
 """Settings that may change, but then the run is no longer what an undisturbed one would have been."""
 
@@ -137,8 +137,11 @@ def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
         raise CheckpointError(run.tokenizer, "vocabulary hash differs from the one the model was trained with")
     saved = require(loaded.snapshot.state, "fingerprint", dict)
     for name, files in prepared.fingerprint.items():
+        if set(files) != set(saved.get(name, {})):
+            what = f"has other files than at step {loaded.step}"
+            raise DataError(f"data.{name}", what, "restore the settings, or start anew in another --run-dir")
         for side, facts in files.items():
-            if saved.get(name, {}).get(side, {}).get("sha256") != facts["sha256"]:
+            if saved[name][side].get("sha256") != facts["sha256"]:
                 where = getattr(getattr(config.data, name), side)
                 what = f"changed since step {loaded.step} (sha256 {facts['sha256'][:12]}...)"
                 raise DataError(where, what, "restore the file, or start anew in another --run-dir")

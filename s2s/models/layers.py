@@ -90,6 +90,7 @@ class _Collect(torch.autograd.Function):
         if not ledger.inputs:
             return gradient, None
         total = torch.cat(ledger.gradients).t() @ torch.cat(ledger.inputs)
+        ledger.inputs, ledger.gradients = [], []
         return total if gradient is None else total + gradient, None
 
 
@@ -106,7 +107,7 @@ class _Use(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         x, weight = ctx.saved_tensors
         ledger: _Ledger = ctx.ledger.current()
-        ledger.inputs.append(x)
+        ledger.inputs.append(x.detach())  # with its history the graph would hold itself, and never be freed
         ledger.gradients.append(gradient)
         return gradient @ weight, None, None
 

@@ -253,6 +253,7 @@ class Trainer:
             self.average.update(update)
         self._after_update(sums)
 
+        epoch = state.epoch + 1  # as people count them
         state.update, state.position = update, state.position + 1
         state.target_tokens += tokens
         if state.position == len(self._updates()):
@@ -260,16 +261,16 @@ class Trainer:
         seconds = time.monotonic() - began
         state.seconds += seconds
         record = {
-            "step": update, "epoch": state.epoch, "loss": loss, "loss_hex": loss.hex(), "nll": nll,
+            "step": update, "epoch": epoch, "loss": loss, "loss_hex": loss.hex(), "nll": nll,
             "target_tokens": state.target_tokens, "seconds": round(state.seconds, 3), "lr": rate,
             "grad_norm": norm_value,
         }  # fmt: skip
         record |= {name: part / tokens for name, part in zip(sums[0].parts, parts, strict=True)}
         self.metrics.append(record)
         text = f"loss {loss:.3f}  ppl {math.exp(min(nll, 50)):.2f}  {tokens / seconds:,.0f} tokens/s"
-        meter.advance(note=f"epoch {state.epoch + 1}  {text}")
+        meter.advance(note=f"epoch {epoch}  {text}")
         if update % self.settings.log_every == 0:
-            meter.line(f"update {update}  epoch {state.epoch + 1}  {text}  lr {rate:.2e}  gradient {norm_value:.2f}")
+            meter.line(f"update {update}  epoch {epoch}  {text}  lr {rate:.2e}  gradient {norm_value:.2f}")
 
     def _gradients(self, batch: Batch, update: int, slot: int, tokens: int) -> Sums:
         """Forward and backward of one batch; its share of the update's ``tokens`` is in the gradients."""
@@ -355,7 +356,7 @@ class Trainer:
         else:
             warn(f"validation at update {state.update} gave {metric} {value}; it is neither a best nor a failure")
         state.validated = state.update
-        self.metrics.append({"step": state.update, "epoch": state.epoch, "valid": scores})
+        self.metrics.append({"step": state.update, "valid": scores})
         text = "  ".join(f"{name} {number:.2f}" for name, number in scores.items())
         meter.line(f"validation at update {state.update}: {text}{'  (best)' if better else ''}"
                    f"  [{time.monotonic() - began:.0f} s]")  # fmt: skip
