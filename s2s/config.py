@@ -12,7 +12,13 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from s2s import configfile
+from s2s.attention.coverage import CoverageSettings
 from s2s.attention.global_ import GlobalSettings
+from s2s.attention.hard import HardSettings
+from s2s.attention.latent import LatentSettings
+from s2s.attention.local import LocalMonotonicSettings, LocalPredictiveSettings
+from s2s.attention.location_aware import LocationAwareSettings
+from s2s.attention.monotonic import MochaSettings, MonotonicSettings
 from s2s.attention.none import NoneSettings
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
@@ -33,7 +39,7 @@ _RECIPES = {
     "none": "attention: {kind: none}",
     **{
         score: f"attention: {{kind: global, score: {score}}}"
-        for score in ("dot", "general", "additive", "concat", "location")
+        for score in ("dot", "general", "additive", "concat", "location", "cosine")
     },
 }
 
@@ -46,8 +52,21 @@ def _recipe(value: Any) -> Any:
     return value
 
 
+_Mechanism = (
+    GlobalSettings
+    | LocalMonotonicSettings
+    | LocalPredictiveSettings
+    | NoneSettings
+    | MonotonicSettings
+    | MochaSettings
+    | LocationAwareSettings
+    | HardSettings
+    | LatentSettings
+)
+"""Every kind but the wrappers, which can stand round any of them that they do not refuse."""
+_Inner = Annotated[Annotated[_Mechanism, Field(discriminator="kind")], BeforeValidator(_recipe)]
 AnyAttention = Annotated[
-    Annotated[GlobalSettings | NoneSettings, Field(discriminator="kind")], BeforeValidator(_recipe)
+    Annotated[_Mechanism | CoverageSettings[_Inner], Field(discriminator="kind")], BeforeValidator(_recipe)
 ]
 AnyEncoder = Annotated[RNNEncoderSettings | TransformerEncoderSettings, Field(discriminator="kind")]
 AnyDecoder = Annotated[RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings, Field(discriminator="kind")]
@@ -80,6 +99,11 @@ class Config(Settings):
     def _parts_fit(self) -> Self:
         if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
             raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
+        if self.objective.guided is not None:
+            if self.data.train.links is None:
+                raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")
+            if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
+                raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")
         return self
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TextIO, cast
 
 from s2s.errors import printable
 
@@ -17,15 +18,37 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 
+class _Unfailing:
+    """A stream to a terminal that may be gone: what cannot be written is lost, and nobody is stopped by it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """The number of characters given, written or not."""
+        with suppress(OSError, ValueError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """To the terminal, if it is there."""
+        with suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether it was a terminal."""
+        with suppress(OSError, ValueError):
+            return self.stream.isatty()
+        return False
+
+
 def say(text: str) -> None:
     """One line on standard error, control characters made visible."""
     if sys.stderr is None:
         return
-    try:
-        sys.stderr.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
-        sys.stderr.flush()
-    except (OSError, ValueError):
-        return
+    stream = _Unfailing(sys.stderr)
+    stream.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
+    stream.flush()
 
 
 def warn(text: str) -> None:
@@ -62,7 +85,7 @@ class Meter:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
-                console=Console(stderr=True),
+                console=Console(file=cast(TextIO, _Unfailing(sys.stderr))),
                 transient=True,
             )
             self._bar.start()

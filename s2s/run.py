@@ -44,8 +44,8 @@ class Run:
         self.tokenizer = path / _TOKENIZER
         self.config = path / _CONFIG
 
-    def open(self, resume: bool, overwrite: bool) -> str:
-        """Make or reopen the directory for training, and give the run's id.
+    def check(self, resume: bool, overwrite: bool) -> bool:
+        """Whether there is a run in the directory already.
 
         Raises UsageError for a directory that is not a run's, or that is one where neither ``resume`` nor
         ``overwrite`` was asked for.
@@ -57,13 +57,16 @@ class Run:
             raise UsageError(self.path, "is not empty and not a run of s2s", "use a new --run-dir")
         if used and not resume and not overwrite:
             raise UsageError(self.path, "holds a run already", "use a new --run-dir or --overwrite")
+        return used
+
+    def open(self, resume: bool, overwrite: bool) -> str:
+        """Make or reopen the run in its directory, which exists and is locked, and give its id. Raises as `check`."""
+        used = self.check(resume, overwrite)
         if used and overwrite:
             for child in self.path.iterdir():
                 if child.name != "LOCK":
                     shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
-            used = False
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not used:
+        if not used or overwrite:
             replace_file(self.path / _IDENTITY, json.dumps({"id": uuid.uuid4().hex}).encode() + b"\n")
         return self.identity()
 

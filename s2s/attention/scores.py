@@ -4,6 +4,7 @@
     general    e_j = h . W h_j                                        the same
     additive   e_j = v . tanh(W h + U h_j)                            Bahdanau et al. 2015, appendix A.1.2
     location   e   = W h, one row of W for each source position       Luong et al. 2015, section 3.1
+    cosine     e_j = beta h . h_j / (|h| |h_j|), beta > 0 learned     Graves et al. 2014, section 3.3.1
 
 Here h is the query (B, T, H) and h_j a row of the memory (B, S, M). Luong's "concat", v . tanh(W [h; h_j]), is the
 additive score with W cut in two.
@@ -19,6 +20,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
+from s2s.attention.normalise import wide
 from s2s.settings import Settings
 
 
@@ -112,6 +114,32 @@ class Location(Score):
         return scores if missing <= 0 else nn.functional.pad(scores, (0, missing), value=-torch.inf)
 
 
+def _direction(vectors: Tensor) -> Tensor:
+    """Vectors (..., H) at length one, computed in float32 or wider; zero, as in the padding, stays zero."""
+    return nn.functional.normalize(wide(vectors), dim=-1, eps=1e-6)
+
+
+class Cosine(Score):
+    """e_j = beta cos(h, h_j) with a learned beta = exp(b); where H and M differ the memory is first projected.
+
+    Content-based addressing of Graves et al. 2014, section 3.3.1; there the controller gives a beta for each step, here
+    one is learned. Only directions matter, so a score lies between -beta and beta.
+    """
+
+    def __init__(self, query_size: int, memory_size: int, sharpness: float) -> None:
+        super().__init__()
+        self.project = None if query_size == memory_size else nn.Linear(memory_size, query_size, bias=False)
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
+
+    def keys(self, values: Tensor) -> Tensor:
+        projected: Tensor = values if self.project is None else self.project(values)
+        return _direction(projected).to(projected.dtype)
+
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        cosines = _direction(query).to(keys.dtype) @ keys.transpose(1, 2)  # (B, T, S)
+        return wide(cosines) * self.log_sharpness.exp()
+
+
 class DotSettings(Settings):
     """Luong's dot score: no parameters where decoder and memory have one width."""
 
@@ -161,12 +189,26 @@ class LocationSettings(Settings):
         return Location(query_size, self.max_length)
 
 
+class CosineSettings(Settings):
+    """The cosine of the angle between query and memory, times a learned sharpness (content-based, Graves 2014)."""
+
+    kind: Literal["cosine"]
+    sharpness: Annotated[float, Field(gt=0.0)] = 10.0
+    """The factor that learning starts from; it stays positive."""
+
+    def build(self, query_size: int, memory_size: int) -> Score:
+        return Cosine(query_size, memory_size, self.sharpness)
+
+
 def _by_name(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
 AnyScore = Annotated[
-    Annotated[DotSettings | GeneralSettings | AdditiveSettings | LocationSettings, Field(discriminator="kind")],
+    Annotated[
+        DotSettings | GeneralSettings | AdditiveSettings | LocationSettings | CosineSettings,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_by_name),
 ]
 """A score's name, or a mapping with its ``kind`` and options."""

@@ -171,7 +171,7 @@ def _limits(marks: Sequence[Any]) -> Iterator[str]:
         yield from _limits(mark.metadata if isinstance(mark, FieldInfo) else ())
         for attribute, name in names.items():
             if (limit := getattr(mark, attribute, None)) is not None:
-                yield f"{name} {limit}"
+                yield f"{name} {limit:g}" if isinstance(limit, (int, float)) else f"{name} {limit}"
 
 
 def _documentation(settings: type[BaseModel]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from s2s.commands.translate import Output, standard_output, translate_lines
 from s2s.data.text import OutputFile, TextCounts, read_lines, read_raw_lines
-from s2s.errors import UsageError
+from s2s.errors import UsageError, printable
 from s2s.evaluation import Score, score_all, tok_lc_bleu
 from s2s.progress import Meter
 from s2s.run import load_trained
@@ -95,8 +95,8 @@ def _result(
         scores.append(tok_lc_bleu(found, list(read_raw_lines(tok_lc)), language))
     digest = hashlib.sha256("".join(f"{line}\n" for line in found).encode()).hexdigest()
     return {
-        "name": name,
-        "reference": str(reference),
+        "name": printable(name),
+        "reference": printable(reference),
         "sentences": len(found),
         "hypotheses_sha256": digest,
         "scores": [_plain(score) for score in scores],

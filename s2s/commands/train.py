@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from s2s.progress import say, warn
 from s2s.run import Run, build_model, default_directory
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
-from s2s.training.objective import TrainingStep
+from s2s.training.objective import ObjectiveSettings, TrainingStep
+from s2s.training.signals import Signals
 from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
 
 _HARMLESS = (
@@ -46,13 +48,10 @@ def train(
     """Train, or go on training, and say where the model is."""
     config = resolved(configuration.load(config_path, overrides))
     run = Run(run_directory or default_directory(config_path))
-    if run.path.is_dir():
-        with RunLock(run.path):
-            _train(config, run, run.open(resume == "auto", overwrite))
-    else:
-        identity = run.open(resume == "auto", overwrite)
-        with RunLock(run.path):
-            _train(config, run, identity)
+    run.check(resume == "auto", overwrite)
+    run.path.mkdir(parents=True, exist_ok=True)
+    with RunLock(run.path), Signals() as signals:
+        _train(config, run, run.open(resume == "auto", overwrite), signals)
 
 
 def resolved(config: Config) -> Config:
@@ -63,7 +62,7 @@ def resolved(config: Config) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def _train(config: Config, run: Run, identity: str) -> None:
+def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
     training = config.training
     checkpoints = Checkpoints(run.path, identity, training.keep_last, warn=warn)
     checkpoints.clean()
@@ -71,6 +70,8 @@ def _train(config: Config, run: Run, identity: str) -> None:
     if loaded is not None:
         _compare_settings(require(loaded.snapshot.state, "config", dict), config)
     prepared = _data(config, run, loaded)
+    if signals.stop is not None:
+        raise _stopped(signals.stop, "before training; nothing to save yet")
     model = build_model(config, prepared.tokenizers)
     count = sum(parameter.numel() for parameter in model.parameters())
     say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
@@ -88,14 +89,14 @@ def _train(config: Config, run: Run, identity: str) -> None:
     validation = None if prepared.valid is None else Validator(config, prepared)
     trainer = Trainer(
         step, EpochData(config, prepared), config.optimizer, training, seed=config.seed, run=run.path,
-        checkpoints=checkpoints, metrics=metrics, validate=validation, facts=facts,
+        checkpoints=checkpoints, metrics=metrics, validate=validation, signals=signals, facts=facts,
     )  # fmt: skip
     run.write_config(config)
     if loaded is not None:
         _check_machine(loaded)
         trainer.load(loaded.snapshot, loaded.path.name)
         say(f"continuing from {loaded.path} (update {loaded.step})")
-    metrics.truncate_after(trainer.state.update)
+    metrics.truncate_after(trainer.state.update, trainer.state.validated)
     before = trainer.state.update
     try:
         ended = trainer.run()
@@ -111,11 +112,8 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     state = trainer.state
     number = trainer.signals.stop
     if number is not None:
-        import signal
-
         kept = f"saved {run.path}/checkpoints/step-{state.update:08d}" if state.update else "nothing to save yet"
-        name = signal.Signals(number).name
-        raise Stopped(number, f"stopped by {name} at step {state.update}; {kept}", "continue with the same command")
+        raise _stopped(number, f"at step {state.update}; {kept}")
     if nothing_done:
         say(f"already complete ({ended})")
         return
@@ -124,6 +122,10 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     )  # fmt: skip
     say(f"done: {ended}, {state.target_tokens:,} target tokens in {state.seconds:.0f} s of training{best}")
     say(f"next: s2s eval --model {run.path}")
+
+
+def _stopped(number: int, where: str) -> Stopped:
+    return Stopped(number, f"stopped by {signal.Signals(number).name} {where}", "continue with the same command")
 
 
 def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
@@ -233,8 +235,6 @@ def likelihood(
     check: Callable[[], None],
 ) -> float:
     """Negative log-likelihood per target token (EOS counted), in nats and in float32, without label smoothing."""
-    from s2s.training.objective import ObjectiveSettings
-
     step = TrainingStep(model, ObjectiveSettings(label_smoothing=0.0)).eval()
     nll, tokens = 0.0, 0
     for indices in batches:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,11 +33,21 @@ class Output:
 
     def write_line(self, text: str) -> None:
         """One line."""
-        self.stream.write(text.encode() + b"\n")
+        with _refusals():
+            self.stream.write(text.encode() + b"\n")
 
     def flush(self) -> None:
         """To the reader, now."""
-        self.stream.flush()
+        with _refusals():
+            self.stream.flush()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SystemRefused("standard output", error.strerror, "make room, or give --output FILE") from error
 
 
 def standard_output() -> Output:

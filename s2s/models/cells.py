@@ -8,13 +8,17 @@ Luong et al. 2015, section 3.3; Bahdanau et al. 2015, appendix A.2.2; Sennrich e
 
 What is read becomes one vector, h~ = tanh(W [...]), and h~ becomes words. In `luong` without input feeding (h~_{t-1}
 left out) nothing of step t goes back into the recurrence, so all T steps run at once.
+
+With the readout maxout, h~ is the deep output of Bahdanau et al. 2015, appendix A.2.2: h~_j = max(t~_{2j-1}, t~_{2j})
+with t~ = W [...] of twice the width. As there, wiring `bahdanau` then reads words from the state that asked, s_{t-1}:
+t~ = U s_{t-1} + V E y + C c_t.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,8 @@ from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import StepWeight, dropout_mask
 from s2s.models.recurrence import LayerState, Recurrence, RecurrentLayer
 from s2s.tree import Tree, map_tree
+
+ReadoutKind = Literal["tanh", "maxout"]
 
 
 class Unread(NamedTuple):
@@ -57,12 +63,24 @@ Advance = Callable[[slice, Memory, WiringState], tuple[Step, WiringState]]
 
 
 class Readout(nn.Module):
-    """h~ = tanh(W [hidden ; context (; embedded)]), without a bias (Luong et al. 2015, equation 5)."""
+    """h~ = f(W [hidden ; context (; embedded)]), without a bias.
 
-    def __init__(self, hidden: int, context: int, embedded: int, size: int, dropout: float) -> None:
+    f is tanh (Luong et al. 2015, equation 5) or, with W of twice the width, the maximum of each pair of neighbours
+    (Bahdanau et al. 2015, appendix A.2.2).
+    """
+
+    def __init__(
+        self, hidden: int, context: int, embedded: int, size: int, dropout: float, kind: ReadoutKind = "tanh"
+    ) -> None:
         super().__init__()
-        self.join = nn.Linear(hidden + context + embedded, size, bias=False)
-        self.widths, self.size, self.dropout = (hidden, context, embedded), size, dropout
+        self.join = nn.Linear(hidden + context + embedded, 2 * size if kind == "maxout" else size, bias=False)
+        self.widths, self.size, self.dropout, self.kind = (hidden, context, embedded), size, dropout, kind
+
+    def _joined(self, inside: Tensor) -> Tensor:
+        """f of (..., D), or of (..., 2 D) for maxout, to (..., D)."""
+        if self.kind == "tanh":
+            return torch.tanh(inside)
+        return torch.maximum(inside[..., 0::2], inside[..., 1::2])
 
     def draw(self, embedded: Tensor) -> Tensor | None:
         """The dropout masks (B, T, D) of one forward pass over embedded words (B, T, E); None where there are none."""
@@ -79,7 +97,7 @@ class Readout(nn.Module):
         keep = unread.keep
         if context.dim() > inside.dim():
             inside, keep = inside.unsqueeze(-2), None if keep is None else keep.unsqueeze(-2)
-        joined = torch.tanh(inside + nn.functional.linear(context, of_context))
+        joined = self._joined(inside + nn.functional.linear(context, of_context))
         return joined if keep is None else joined * keep
 
     def stepper(self) -> Callable[[Unread, Tensor], Tensor]:
@@ -88,7 +106,7 @@ class Readout(nn.Module):
 
         def step(unread: Unread, context: Tensor) -> Tensor:
             parts = [unread.hidden, context] if unread.embedded is None else [unread.hidden, context, unread.embedded]
-            joined = torch.tanh(join(torch.cat([part.to(join.weight.dtype) for part in parts], -1)))
+            joined = self._joined(join(torch.cat([part.to(join.weight.dtype) for part in parts], -1)))
             return joined if unread.keep is None else joined * unread.keep
 
         return step
@@ -170,7 +188,10 @@ class Luong(Wiring):
 
 
 class Bahdanau(Wiring):
-    """Attend with the state before this word, then recur over word and context."""
+    """Attend with the state before this word, then recur over word and context.
+
+    With the readout maxout words are read from the state that asked, otherwise from the new one.
+    """
 
     feeds_back = True
 
@@ -194,7 +215,8 @@ class Bahdanau(Wiring):
             attended, attention = self.attention(query.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
             hidden, layers = recur(gates[where.start], context if context.size(1) else None, state.layers)
-            unread = Unread(hidden, words[where.start], None if keep is None else keep[:, where.start])
+            told = query if self.readout.kind == "maxout" else hidden
+            unread = Unread(told, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
             step = Step(_with_time(unread), joined.unsqueeze(1), attended)
             return step, WiringState(layers, attention, None)

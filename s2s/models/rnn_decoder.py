@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Encoder, Memory, Mixture, Totals
-from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, Step, Unread, Wiring, WiringState
+from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, ReadoutKind, Step, Unread, Wiring, WiringState
 from s2s.models.layers import Dropout
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
@@ -137,6 +137,8 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
     """luong: recur, then attend; bahdanau: attend with the state before, then recur; cgru: two GRU cells round it."""
     input_feeding: bool | None = None
     """Luong only: the last h~ joins the next input. By default true for luong; the other wirings feed the context."""
+    readout: ReadoutKind = "tanh"
+    """How h~ is made: tanh, or maxout, the deep output of Bahdanau 2015, appendix A.2.2."""
     start: StartKind = "bridge"
     """The first state: zero, last (copied), bridge (learned from the last states), bahdanau (from the backward one),
     mean (learned from the mean memory)."""
@@ -183,7 +185,8 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
         width = embedding.embedding_dim
         attention: Attention = self.attention.build(self.size, encoder.size)  # type: ignore[attr-defined]
         context = attention.context_size
-        readout = Readout(self.size, context, 0 if self.wiring == "luong" else width, self.size, output_rate)
+        read_word = 0 if self.wiring == "luong" else width  # luong's state has just read the word
+        readout = Readout(self.size, context, read_word, self.size, output_rate, self.readout)
         wiring: Wiring
         if self.wiring == "cgru":
             first, second = RecurrentLayer("gru", width, self.size), RecurrentLayer("gru", context, self.size)

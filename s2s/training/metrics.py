@@ -26,14 +26,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(line: bytes) -> int | None:
-    """The step of a complete record; None for anything else."""
+def _place(line: bytes) -> tuple[str, int] | None:
+    """What a complete record is of, an update or a validation, and its step; None for anything else."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     step = record.get("step") if isinstance(record, dict) else None
-    return step if type(step) is int else None
+    return ("validation" if "valid" in record else "update", step) if type(step) is int else None
 
 
 class TensorBoard:
@@ -88,16 +88,17 @@ class MetricsLog:
                 self.warn(f"{self.path}: {error.strerror}; training goes on, records are lost")
             self._warned = True
 
-    def truncate_after(self, step: int) -> None:
-        """Keep the complete records up to this step; the file changes in one step or not at all.
+    def truncate_after(self, step: int, validated: int | None = None) -> None:
+        """Keep the complete records up to this step, of validations up to ``validated`` (by default ``step`` too).
 
-        Raises `SystemRefused` if it cannot be read or written.
+        The file changes in one step or not at all. Raises `SystemRefused` if it cannot be read or written.
         """
+        last = {"update": step, "validation": step if validated is None else validated}
         self.close()
         try:
             before = self.path.read_bytes()
             complete = before.split(b"\n")[:-1]  # what follows the last newline was cut off while being written
-            kept = [line for line in complete if (found := _step(line)) is not None and found <= step]
+            kept = [line for line in complete if (found := _place(line)) is not None and found[1] <= last[found[0]]]
             after = b"".join(line + b"\n" for line in kept)
             if after != before:
                 replace_file(self.path, after)

@@ -9,6 +9,11 @@ Vaswani 2017):
     loss = (1 - e) (-log p(y)) + e / V  sum_v (-log p(v))
 
 Its minimum is not zero, so perplexity is always reported from the unsmoothed likelihood.
+
+Guided alignment (Chen et al. 2016) adds the cross entropy between given word links A, whose rows sum to 1, and the
+attention a, at the target positions that have a link:
+
+    loss += weight x sum_ts (-A_ts log a_ts)
 """
 
 from __future__ import annotations
@@ -38,7 +43,7 @@ class Sums(NamedTuple):
     tokens: Tensor
     """Scalar: real target tokens, EOS counted."""
     parts: dict[str, Tensor]
-    """The mechanism's terms by name, scalars; they are in ``loss`` already."""
+    """The mechanism's terms and ``guided`` by name, scalars; they are in ``loss`` already."""
     statistics: Totals
     """See `s2s.interfaces.Attention.statistics`."""
 
@@ -121,11 +126,34 @@ def smoothed_loss(
     return sums
 
 
+def guided_loss(weights: Tensor, links: Tensor, real: Tensor) -> Tensor:
+    """Sum over real linked positions of the cross entropy between links (B, T, S) and attention (B, T, S), in nats.
+
+    A row of ``links`` sums to 1, or is zero and asks for nothing; ``real`` (B, T) bool. Weights that are exactly zero
+    cost as much as 1e-20 and have no gradient.
+    """
+    linked = real & links.any(-1)
+    chosen = weights[linked]  # (n, S)
+    chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
+    return -(links[linked].to(chosen.dtype) * chosen.clamp(min=1e-20).log()).sum()
+
+
+class GuidedSettings(Settings):
+    """Guided alignment: attention learns to point where given word links point (Chen et al. 2016)."""
+
+    weight: Annotated[float, Field(gt=0.0)] = 0.5
+    """What the cross entropy between links and attention counts, beside the likelihood."""
+    until: Annotated[int, Field(ge=1)] | None = None
+    """The last update that is guided; null: all are."""
+
+
 class ObjectiveSettings(Settings):
     """What training minimises."""
 
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Probability moved from the right word to the uniform distribution over the whole vocabulary."""
+    guided: GuidedSettings | None = None
+    """Teach the attention by the word links of data.train.links; null leaves it to itself."""
 
 
 class TrainingStep(nn.Module):
@@ -133,13 +161,23 @@ class TrainingStep(nn.Module):
 
     def __init__(self, model: nn.Module, settings: ObjectiveSettings) -> None:
         super().__init__()
-        self.model, self.smoothing = model, settings.label_smoothing
+        self.model, self.smoothing, self.guided = model, settings.label_smoothing, settings.guided
 
-    def forward(self, source: Tensor, lengths: Tensor, target: Tensor) -> Sums:
-        """Source (B, S) with lengths (B,) and target (B, T + 1), BOS first and PAD last, to sums."""
+    def guides(self, update: int) -> bool:
+        """Whether word links are part of this update's loss."""
+        return self.guided is not None and (self.guided.until is None or update <= self.guided.until)
+
+    def forward(self, source: Tensor, lengths: Tensor, target: Tensor, links: Tensor | None = None) -> Sums:
+        """Source (B, S) with lengths (B,) and target (B, T + 1), BOS first and PAD last, to sums.
+
+        ``links`` (B, T, S), only where updates are guided: see `guided_loss`.
+        """
         words, gold = target[:, :-1], target[:, 1:]
         real = gold != PAD
-        decoded, memory = self.model(source, lengths, words)
+        if links is None:
+            decoded, memory = self.model(source, lengths, words)
+        else:
+            decoded, memory = self.model(source, lengths, words, frozenset({"weights"}))
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
         if decoded.mixture is None:
             features = decoder.features(decoded, memory, real)
@@ -152,6 +190,10 @@ class TrainingStep(nn.Module):
         for name, term in decoder.penalties(decoded, memory, gold).items():
             parts[name] = (term * real if term.dim() == 2 else term).sum()
             loss = loss + parts[name]
+        if links is not None:
+            assert self.guided is not None and decoded.weights is not None, "checked with the settings"
+            parts["guided"] = self.guided.weight * guided_loss(decoded.weights, links, real)
+            loss = loss + parts["guided"]
         statistics = decoder.statistics(decoded, memory, gold)
         detached = {name: part.detach() for name, part in parts.items()}
         return Sums(loss, nll.detach(), real.sum(), detached, statistics)

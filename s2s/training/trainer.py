@@ -178,11 +178,13 @@ class Trainer:
         checkpoints: Checkpoints,
         metrics: MetricsLog,
         validate: Callable[[nn.Module, Callable[[], None]], tuple[Validation, list[str]]] | None,
+        signals: Signals,
         facts: dict[str, Any],
     ) -> None:
         """``validate(model, check)`` measures, calling ``check`` between batches; it gives scores and sample lines.
 
-        ``facts`` go into every checkpoint's state as they are.
+        ``signals`` are looked at between updates; the caller has them installed. ``facts`` go into every checkpoint's
+        state as they are.
         """
         self.device = resolve_device(settings.device)
         self.precision = resolve_precision(settings.precision, self.device)
@@ -193,7 +195,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
         self.validate, self.facts, self.state = validate, facts, TrainingState()
-        self.signals = Signals()
+        self.signals = signals
         self._plan: tuple[int, list[list[Indices]]] | None = None
         self._saved, self._save_failures = -1, 0
 
@@ -201,7 +203,7 @@ class Trainer:
 
     def run(self) -> str:
         """Train until something ends it, and say what that was. Raises DivergedError, SystemRefused."""
-        with self.signals, Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
+        with Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
             meter.advance(self.state.update)
             while True:
                 improved = self._validate(meter) if self._is_validation_due() else False
@@ -278,7 +280,8 @@ class Trainer:
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=self.precision != "float32"):
             source, lengths, target = (t.to(self.device) for t in (batch.source, batch.source_lengths, batch.target))
-            sums: Sums = self.step(source, lengths, target)
+            links = batch.links if self.step.guides(update) else None
+            sums: Sums = self.step(source, lengths, target, None if links is None else links.to(self.device))
         self.scaler.scale(sums.loss / tokens).backward()  # type: ignore[no-untyped-call]
         return sums._replace(loss=sums.loss.detach())
 

@@ -27,7 +27,24 @@ from s2s.settings import AttentionSettings
 
 Options = dict[str, Any]
 
-EXAMPLES: dict[str, list[Options]] = {"none": [{}, {"context": "summary"}]}
+EXAMPLES: dict[str, list[Options]] = {
+    "none": [{}, {"context": "summary"}],
+    "global": [{}, {"score": "general", "normaliser": "softmax", "filter": {"kind": "topk", "k": 2}}],
+    "local-m": [{"window": 1}],
+    "local-p": [
+        {"window": 2},
+        {"window": 1, "position": "code", "gauss": "pre", "score": "general", "normaliser": "softmax"},
+    ],
+    "coverage": [{"inner": {"kind": "global", "score": "additive"}}],
+    "hard": [
+        {"estimator": {"kind": "reinforce"}},
+        {"estimator": {"kind": "reinforce", "baseline": "moving", "reward": "rest"}, "score": "dot", "entropy": 0.1},
+        {"estimator": {"kind": "gumbel"}, "score": "additive"},
+        {"estimator": {"kind": "enumerate"}, "score": "general"},
+        {"estimator": {"kind": "enumerate"}, "score": "dot", "evaluate": "marginal"},
+    ],
+    "latent": [{}, {"k": 2, "score": "general"}, {"k": 2, "renormalise": True, "score": "additive"}],
+}
 """Options to try for a kind of attention, `kind` left out; a kind that is not named here is built with none."""
 
 SCORES: dict[str, list[Options]] = {

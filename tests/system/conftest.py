@@ -11,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Cli, Outcome, done, kept_signals, train_arguments, write_project
 
 from s2s import cli as command_line
 from s2s import failpoints
+
+pytest.register_assert_rewrite("harness")
+
+from harness import Cli, Outcome, done, kept_signals, train_arguments, write_project  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)

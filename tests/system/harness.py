@@ -106,8 +106,11 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """A command in a process and a session of its own, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(extra or {})
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.Popen([*COMMAND, *arguments], cwd=cwd, env=environment, start_new_session=True, **pipes)
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process: subprocess.Popen[bytes] = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=cwd, env=environment, start_new_session=True, **(pipes | options)
+    )
+    return process
 
 
 def finish(process: subprocess.Popen[bytes], timeout: float = 60) -> Outcome:

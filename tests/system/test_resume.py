@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from harness import (
 )
 
 import s2s.commands.train
+from s2s.training.trainer import Trainer
 
 
 def changed(path: Path) -> int:
@@ -71,14 +71,15 @@ def test_the_reference_is_a_whole_run(finished: Path) -> None:
     assert steps(finished)[-1] == UPDATES
     assert losses(finished)[0][1] != losses(finished)[-1][1]
     epochs = [record["epoch"] for record in records(finished) if "loss" in record]
-    assert epochs[-1] > 1  # resuming crosses epochs
+    assert len(set(epochs)) > 2  # resuming crosses epochs
 
 
 @pytest.mark.parametrize("config", ["rnn.yaml", "transformer.yaml"])
 def test_stopping_again_and_again(project: Path, new_run: Path, cli: Cli, request: Any, config: str) -> None:
     """Stops within one epoch, at its last update, at the first update of all, and one update before the end."""
     reference = request.getfixturevalue("finished" if config == "rnn.yaml" else "finished_transformer")
-    boundary = next(record["step"] for record in records(reference) if record["epoch"] == 1)
+    epochs = [record["epoch"] for record in records(reference) if "loss" in record]
+    boundary = epochs.count(epochs[0])  # the last update of the first epoch
     for stop in (1, 3, boundary - 1, boundary, boundary + 1, UPDATES - 1, UPDATES):
         outcome = cli(*train_arguments(project, new_run, f"training.max_updates={stop}", config=config))
         assert outcome.code == 0, outcome
@@ -129,13 +130,13 @@ def test_a_signal_saves(project: Path, new_run: Path, finished: Path, cli: Cli, 
 def test_a_second_interrupt_ends_at_once(project: Path, new_run: Path, finished: Path, cli: Cli) -> None:
     """The first one waits for the save, which is held up; the second does not, and the checkpoint before it is good."""
     process = start(train_arguments(project, new_run), extra={"S2S_FAILPOINT": "checkpoint.after_state:sleep30@2"})
-    wait_until(lambda: any(new_run.glob("checkpoints/.tmp-*14-*/state.json")), process)
+    wait_until(lambda: steps(new_run) == [7] and any(new_run.glob("checkpoints/.tmp-*/state.json")), process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert finish(process, timeout=5).code == 130
-    assert steps(new_run) == [7, 10]
+    assert steps(new_run) == [7]
     assert cli(*train_arguments(project, new_run)).code == 0
     assert_same_run(new_run, finished)
 
@@ -162,11 +163,19 @@ def test_a_signal_in_a_validation(
 
 
 def test_a_validation_done_again_is_recorded_once(
-    project: Path, new_run: Path, finished: Path, cli: Cli, failpoint: Callable[[str], None]
+    project: Path, new_run: Path, finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process dies after the validation of step 20 was recorded, and before the checkpoint that knows of it."""
-    failpoint("checkpoint.after_mkdir:raise@4")
-    process = start(train_arguments(project, new_run), extra={"S2S_FAILPOINT": "checkpoint.after_mkdir:kill9@4"})
+    """Stopped before the validation of step 10, and killed between its record and the checkpoint that knows of it."""
+    original = s2s.commands.train.likelihood
+
+    def interrupted(*arguments: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(s2s.commands.train, "likelihood", interrupted)
+        assert cli(*train_arguments(project, new_run)).code == 143
+    process = start(train_arguments(project, new_run), extra={"S2S_FAILPOINT": "checkpoint.after_mkdir:kill9"})
     assert finish(process).code == -signal.SIGKILL
     assert cli(*train_arguments(project, new_run)).code == 0
     assert_same_run(new_run, finished)
@@ -175,14 +184,14 @@ def test_a_validation_done_again_is_recorded_once(
 def test_a_signal_before_the_first_update(
     project: Path, new_run: Path, finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = s2s.commands.train.Trainer._is_validation_due
+    original = Trainer._is_validation_due
 
     def interrupted(trainer: Any) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(s2s.commands.train.Trainer, "_is_validation_due", interrupted)
+        patch.setattr(Trainer, "_is_validation_due", interrupted)
         outcome = cli(*train_arguments(project, new_run))
     assert outcome.code == 143
     assert "nothing to save yet" in outcome.err

@@ -1,0 +1,107 @@
+"""Coverage: a wrapper round another mechanism that remembers how much each word was attended to already.
+
+    cov_t = sum_{t' < t} a_t'
+    e_tj  = v . tanh(W s_t + U h_j + w cov_tj)          the score of the mechanism inside
+    loss  = weight x sum_j min(a_tj, cov_tj)            at every target position, added to the likelihood's
+
+See et al. 2017, section 2.3 (their bias b inside the tanh is the one of a normed score). The first term tells the
+mechanism what it has read, the second punishes reading it again. w starts at zero, so that training begins with the
+mechanism inside as it is. Coverage joins the keys, which are inside the tanh: every other mechanism whose score is
+additive can be wrapped, with its own state, mixture and loss terms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Generic, Literal, Self, TypeVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from s2s.attention.normalise import wide
+from s2s.attention.scores import Additive, AdditiveSettings
+from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
+from s2s.settings import AttentionSettings
+from s2s.tree import Tree, join_time
+
+A = TypeVar("A", bound=AttentionSettings)
+
+REFUSED = {
+    "none": "it has no weights that could be added up",
+    "monotonic": "it never goes back to a word, so there is nothing to read twice",
+    "mocha": "it never goes back past a chunk, so there is next to nothing to read twice",
+    "location-aware": "its score reads the weights of the step before already",
+}
+"""Kinds that coverage makes no sense round, and why."""
+
+
+class Coverage(Attention):
+    """``inner`` with coverage in its additive score of width ``size``, and in the loss with ``weight``."""
+
+    def __init__(self, inner: Attention, size: int, weight: float) -> None:
+        super().__init__()
+        self.inner, self.weight = inner, weight
+        self.context_size, self.asks_gold = inner.context_size, inner.asks_gold
+        self.vector = nn.Parameter(torch.zeros(size))
+
+    def prepare(self, memory: Memory) -> Memory:
+        return self.inner.prepare(memory)
+
+    def start(self, memory: Memory) -> tuple[Tensor, Tree]:
+        return torch.zeros_like(wide(memory.values[..., 0])), self.inner.start(memory)  # (B, S)
+
+    def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+        covered, inner = state
+        steps: list[Attended] = []
+        for one in query.unsqueeze(2).unbind(1):  # (B, 1, H)
+            keys = memory.keys + covered.unsqueeze(-1) * self.vector  # (B, S, A)
+            attended, inner = self.inner(one, memory._replace(keys=keys), inner)
+            weights = attended.weights.squeeze(1)  # (B, S)
+            again = torch.minimum(weights, covered).sum(-1, keepdim=True)  # (B, 1)
+            steps.append(attended._replace(trace=attended.trace | {"again": again}))
+            covered = covered + weights
+        return join_time(steps), (covered, inner)
+
+    def penalties(self, attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
+        return self.inner.penalties(attended, memory, gold) | {"coverage": self.weight * attended.trace["again"]}
+
+    def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
+        return self.inner.statistics(attended, memory, gold)
+
+    def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
+        self.inner.after_update(totals)
+
+    def set_update(self, update: int) -> None:
+        self.inner.set_update(update)
+
+
+class CoverageSettings(AttentionSettings, Generic[A]):
+    """Another mechanism that is told what it has read already, and punished for reading it again (See et al. 2017)."""
+
+    kind: Literal["coverage"]
+    inner: A
+    """The mechanism; its score is additive."""
+    weight: Annotated[float, Field(ge=0.0)] = 1.0
+    """What reading again counts in the loss, beside the likelihood."""
+
+    @property
+    def reads_final(self) -> bool:
+        return self.inner.reads_final
+
+    def refusal(self, wiring: str, input_feeding: bool) -> str | None:
+        return self.inner.refusal(wiring, input_feeding)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        kind: str = self.inner.kind  # type: ignore[attr-defined]
+        if kind in REFUSED:
+            raise ValueError(f"coverage makes no sense round kind: {kind}, for {REFUSED[kind]}")
+        if not isinstance(getattr(self.inner, "score", None), AdditiveSettings):
+            raise ValueError("coverage stands inside the tanh of the additive score; write inner: {score: additive}")
+        return self
+
+    def build(self, query_size: int, memory_size: int) -> Coverage:
+        inner: Attention = self.inner.build(query_size, memory_size)  # type: ignore[attr-defined]
+        (score,) = (module for module in inner.modules() if isinstance(module, Additive))
+        return Coverage(inner, score.vector.numel(), self.weight)

@@ -1,0 +1,70 @@
+"""Latent attention: which position a word comes from is unknown, and training sums over all that it could be.
+
+    alpha = softmax(e),    p(y_t) = sum_z alpha_tz p(y_t | h_z)
+
+Exactly, as in IBM model 1 (Wu et al. 2018; Deng et al. 2018), or over the k likeliest positions (Shankar et al. 2018),
+which is a lower bound unless it is renormalised. A mixture of outputs: soft attention reads one output from the mixture
+of inputs instead. The recurrence is fed the soft context sum_z alpha_tz h_z, so no state depends on a z of the past and
+the product over t is the likelihood of the sentence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from s2s.attention.estimators import mean_context
+from s2s.attention.normalise import masked_log_softmax
+from s2s.attention.scores import AnyScore, GeneralSettings, Score
+from s2s.interfaces import Attended, Attention, Memory, Mixture
+from s2s.settings import AttentionSettings
+from s2s.tree import Tree
+
+
+class Latent(Attention):
+    """A mixture of the ``count`` likeliest positions (None: of all); stateless, all T queries are attended at once."""
+
+    def __init__(self, score: Score, count: int | None, renormalise: bool, memory_size: int) -> None:
+        super().__init__()
+        self.score, self.count, self.renormalise, self.context_size = score, count, renormalise, memory_size
+
+    def prepare(self, memory: Memory) -> Memory:
+        return memory._replace(keys=self.score.keys(memory.values))
+
+    def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+        log_weights = masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))  # (B, T, S)
+        weights = log_weights.exp()
+        return Attended(mean_context(weights, memory.values), weights, self._mixture(log_weights)), state
+
+    def _mixture(self, log_weights: Tensor) -> Mixture:
+        """In evaluation always renormalised: what is measured and searched is a distribution."""
+        if self.count is None or self.count >= log_weights.size(-1):
+            return Mixture(log_weights)
+        ordered, positions = log_weights.sort(dim=-1, descending=True, stable=True)  # ties go to the lowest position
+        kept = ordered[..., : self.count]  # (B, T, N)
+        if self.renormalise or not self.training:
+            kept = kept.log_softmax(-1)
+        return Mixture(kept, positions[..., : self.count])
+
+
+class LatentSettings(AttentionSettings):
+    """Sum the likelihood of a word over the positions that it could come from (Wu 2018; Deng 2018; Shankar 2018)."""
+
+    kind: Literal["latent"]
+    score: AnyScore = GeneralSettings(kind="general")
+    """How a position is scored: dot, general, additive (concat) or location."""
+    k: Annotated[int, Field(ge=1)] | None = None
+    """Positions that are summed over, the likeliest ones; null: all, exactly. A word costs a readout for each."""
+    renormalise: bool = False
+    """With k: let the kept weights sum to one in training too, instead of minimising the bound that they are."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.renormalise and self.k is None:
+            raise ValueError("renormalise belongs to k: the weights of all positions sum to one as they are")
+        return self
+
+    def build(self, query_size: int, memory_size: int) -> Latent:
+        return Latent(self.score.build(query_size, memory_size), self.k, self.renormalise, memory_size)

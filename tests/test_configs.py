@@ -1,0 +1,55 @@
+"""Every recipe under configs/ is accepted, builds its model, and takes a training step with a finite loss."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from s2s import config as configuration
+from s2s.interfaces import BOS, EOS, PAD
+from s2s.training.objective import TrainingStep
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+VOCABULARY = 12
+
+
+def test_there_are_recipes() -> None:
+    assert {path.parent.name for path in RECIPES} >= {"toy", "multi30k"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_recipe_takes_a_training_step(path: Path) -> None:
+    config = configuration.load(path)
+    torch.manual_seed(config.seed)
+    model = config.model.build(VOCABULARY, VOCABULARY)
+    step = TrainingStep(model, config.objective)
+    optimizer = config.optimizer.build(step)
+    source = torch.tensor([[4, 5, 6, EOS], [7, EOS, PAD, PAD]])
+    target = torch.tensor([[BOS, 5, 6, 8, EOS], [BOS, 9, EOS, PAD, PAD]])
+    before = [parameter.detach().clone() for parameter in step.parameters()]
+    model.decoder.set_update(1)
+    sums = step(source, torch.tensor([4, 2]), target)
+    assert int(sums.tokens) == 6
+    (sums.loss / sums.tokens).backward()
+    optimizer.step()
+    assert 0 < float(sums.nll) / 6 < 4 * math.log(VOCABULARY)
+    assert all(parameter.isfinite().all() for parameter in step.parameters())
+    assert any(not parameter.equal(old) for parameter, old in zip(step.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+def test_a_recipe_says_what_it_is_for(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_the_embedded_corpus_is_there() -> None:
+    for path in RECIPES:
+        if path.parent.name == "toy":
+            data = configuration.load(path).data
+            for files in (data.train, data.valid, data.test):
+                assert files is not None
+                assert all(Path(name).is_file() for name in files.model_dump().values() if name is not None)
