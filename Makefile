@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train on the embedded corpus, translate, evaluate, draw attention (about 5 minutes)
 	$(BIN)/s2s train --config configs/toy/bahdanau.yaml --run-dir $(RUN)
 	@echo
-	printf 'Does the old man call the woman today?\nI know that you do not see the small dogs.\n' | $(BIN)/s2s translate --model $(RUN) --attention $(RUN)/attention.svg
+	printf 'The old man calls the woman today.\nI know that you do not see the small dogs.\n' | $(BIN)/s2s translate --model $(RUN) --attention $(RUN)/attention.svg --overwrite
 	@echo
 	$(BIN)/s2s eval --model $(RUN)
 	@echo "the attention picture is in $(RUN)/attention.svg: open it in a browser"
