@@ -20,6 +20,7 @@ from s2s.attention.local import LocalMonotonicSettings, LocalPredictiveSettings
 from s2s.attention.location_aware import LocationAwareSettings
 from s2s.attention.monotonic import MochaSettings, MonotonicSettings
 from s2s.attention.none import NoneSettings
+from s2s.configfile import FilePath
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
 from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
@@ -92,6 +93,9 @@ class Config(Settings):
     """The loop."""
     search: SearchSettings = SearchSettings()
     """How translations are searched for, in validation and by `s2s translate`."""
+    init_from: FilePath | None = None
+    """A run to start from: its vocabularies, and its best weights wherever name and shape agree; the rest starts
+    afresh. So a soft attention can become a hard or a sparse one."""
     seed: Annotated[int, Field(ge=0)] = 1
     """Fixes the first weights, the order of the data and every draw."""
 

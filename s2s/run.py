@@ -25,7 +25,7 @@ from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError, ConfigError, UsageError
 from s2s.models.seq2seq import Seq2Seq
 from s2s.progress import warn
-from s2s.training.trainer import seed_forward
+from s2s.training.trainer import own_tensors, seed_forward
 
 _IDENTITY, _CONFIG, _TOKENIZER = "run.json", "config.yaml", "tokenizer"
 
@@ -105,6 +105,30 @@ def steps_of(path: Path) -> list[int]:
     return sorted(found)
 
 
+def run_of(path: Path) -> Run:
+    """The run that this directory, or one of its checkpoints, is. Raises CheckpointError where it is none."""
+    for folder in (path, path.resolve().parent.parent):  # a run, or run/checkpoints/step-N
+        if (folder / _CONFIG).is_file():
+            return Run(folder)
+    raise CheckpointError(path, f"no {_CONFIG} here", "give the directory of a run")
+
+
+def warm_start(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+    """Begin from the best weights of another run: every tensor of the same name and shape is taken.
+
+    Gives the names of what starts afresh here and of what was left behind there. Raises CheckpointError where nothing
+    fits or the other run is damaged.
+    """
+    given, own = load_model(path, "best", warn).snapshot.model, own_tensors(model)
+    taken = [name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape]
+    if not taken:
+        raise CheckpointError(path, "no tensor fits this model", "start from a run of the same sizes, or without it")
+    with torch.no_grad():
+        for name in taken:
+            own[name].copy_(given[name])
+    return [name for name in own if name not in taken], [name for name in given if name not in taken]
+
+
 class Trained(NamedTuple):
     """A model ready to translate."""
 
@@ -121,10 +145,7 @@ def load_trained(path: Path, device: torch.device, which: str = "best") -> Train
     Raises CheckpointError where anything is missing, damaged or does not belong together.
     """
     loaded = load_model(path, which, warn)
-    root = next((folder for folder in (path, *path.resolve().parents) if (folder / _CONFIG).is_file()), None)
-    if root is None:
-        raise CheckpointError(path, f"no {_CONFIG} beside the checkpoints", "give the directory of a run")
-    run = Run(root)
+    run = run_of(path)
     try:
         config = configuration.load(run.config)
     except ConfigError as error:
@@ -139,8 +160,3 @@ def load_trained(path: Path, device: torch.device, which: str = "best") -> Train
         for name, tensor in expected.items():
             tensor.copy_(loaded.snapshot.model[name])
     return Trained(model.to(device).eval(), tokenizers, config, loaded.step)
-
-
-def own_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, each shared one once."""
-    return {name: value for source in (model.named_parameters(), model.named_buffers()) for name, value in source}

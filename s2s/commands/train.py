@@ -21,7 +21,7 @@ from s2s.data.shards import Corpus
 from s2s.errors import CheckpointError, ConfigError, DataError, Stopped
 from s2s.evaluation import score_all
 from s2s.progress import say, warn
-from s2s.run import Run, build_model, default_directory
+from s2s.run import Run, build_model, default_directory, run_of, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, TrainingStep
@@ -73,6 +73,10 @@ def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
     if signals.stop is not None:
         raise _stopped(signals.stop, "before training; nothing to save yet")
     model = build_model(config, prepared.tokenizers)
+    if loaded is None and config.init_from is not None:
+        fresh, left = warm_start(model, Path(config.init_from))
+        say(f"starting from {config.init_from}; afresh: {', '.join(fresh) or 'nothing'}; "
+            f"left behind: {', '.join(left) or 'nothing'}")  # fmt: skip
     count = sum(parameter.numel() for parameter in model.parameters())
     say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
         f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
@@ -131,6 +135,8 @@ def _stopped(number: int, where: str) -> Stopped:
 def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
     """The corpora; with the run's own vocabularies where it has them. Raises DataError if the texts changed since."""
     own = tokenizer.load(run.tokenizer) if loaded is not None else None
+    if loaded is None and config.init_from is not None:
+        own = tokenizer.load(run_of(Path(config.init_from)).tokenizer)
     prepared = prepare(config.data, config.tokenizer, run.path.parent / ".cache", say, own)
     if loaded is None:
         tokenizer.save(prepared.tokenizers, run.tokenizer)

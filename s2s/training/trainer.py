@@ -408,17 +408,17 @@ class Trainer:
 
     def snapshot(self) -> Snapshot:
         """Everything that continues from here to the same weights."""
-        model = _own_tensors(self.model)
+        model = own_tensors(self.model)
         average = None
         if self.average is not None:
             with self.average.in_place():
-                average = {name: tensor.clone() for name, tensor in _own_tensors(self.model).items()}
+                average = {name: tensor.clone() for name, tensor in own_tensors(self.model).items()}
         state = self.facts | {"training": asdict(self.state), "scaler": self.scaler.state_dict()}
         return Snapshot(model, moments(self.optimizer, self.model), state, average)
 
     def load(self, snapshot: Snapshot, where: str) -> None:
         """Continue from a checkpoint. Raises CheckpointError, naming the field or tensor, where it does not fit."""
-        expected = _own_tensors(self.model)
+        expected = own_tensors(self.model)
         check_tensors(expected, snapshot.model, where)
         with torch.no_grad():
             for name, tensor in expected.items():
@@ -437,7 +437,7 @@ class Trainer:
         self._saved = self.state.update
 
 
-def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, each shared one once."""
     return {name: value for source in (model.named_parameters(), model.named_buffers()) for name, value in source}
 

@@ -1,0 +1,48 @@
+"""One mechanism starts from the weights of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness import Cli, assert_error, losses, train_arguments
+
+from s2s.checkpoint import load_model
+from s2s.run import load_trained
+
+LATENT = "model.decoder.attention={kind: latent, score: general}"
+HARD = "model.decoder.attention={kind: hard, score: general, estimator: {kind: reinforce, baseline: moving}}"
+
+
+def test_a_latent_attention_goes_on_where_a_soft_one_ended(
+    project: Path, new_run: Path, finished: Path, cli: Cli
+) -> None:
+    """All tensors have the same names: after one update with a rate of nearly zero they are those of the soft run."""
+    found = cli(*train_arguments(project, new_run, f"init_from={finished}", LATENT, "training.max_updates=1",
+                                 "optimizer.lr=1e-12"))  # fmt: skip
+    assert found.code == 0, found.err
+    assert "afresh: nothing; left behind: nothing" in found.err
+    before, after = load_model(finished, "best").snapshot.model, load_model(new_run, "latest").snapshot.model
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=1e-6)
+    cold, warm = float.fromhex(losses(finished)[0][1]), float.fromhex(losses(new_run)[0][1])
+    assert warm < cold - 0.5  # nats a word; the soft run was short
+    soft, latent = (load_trained(run, torch.device("cpu")).tokenizers.fingerprint for run in (finished, new_run))
+    assert soft == latent
+
+
+def test_what_the_other_run_lacks_starts_afresh_and_is_named(
+    project: Path, new_run: Path, finished: Path, cli: Cli
+) -> None:
+    found = cli(*train_arguments(project, new_run, f"init_from={finished}", HARD, "training.max_updates=2"))
+    assert found.code == 0, found.err
+    assert "afresh: decoder.wiring.attention.estimator.mean; left behind: nothing" in found.err
+    assert cli(*train_arguments(project, new_run, f"init_from={finished}", HARD, "training.max_updates=4")).code == 0
+
+
+@pytest.mark.parametrize("where", ["nowhere", "train.en"])
+def test_a_start_that_is_no_run_is_refused(project: Path, new_run: Path, cli: Cli, where: str) -> None:
+    found = cli(*train_arguments(project, new_run, f"init_from={project / where}"))
+    assert_error(found, 4, where, "no config.yaml here; give the directory of a run")
