@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## train on the embedded corpus, translate, evaluate, draw attention (about 5 minutes)
+demo: $(READY)  ## train on the embedded corpus, translate, evaluate, draw attention (a minute or two)
 	$(BIN)/s2s train --config configs/toy/bahdanau.yaml --run-dir $(RUN)
 	@echo
 	printf 'The old man calls the woman today.\nI know that you do not see the small dogs.\n' | $(BIN)/s2s translate --model $(RUN) --attention $(RUN)/attention.svg --overwrite
