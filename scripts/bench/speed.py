@@ -1,137 +1,347 @@
-"""Training and translation speed of the workloads in configs/bench, on this machine, alone.
+"""Training and translation speed of the workloads in configs/bench, beside other toolkits where they are given.
 
-    python scripts/bench/speed.py                    all workloads: training tokens/s, sentences/s with beam 1 and 5
-    python scripts/bench/speed.py r1 t --rounds 5    some of them, in alternating rounds
+    python scripts/bench/speed.py                                  ours alone: every workload, float32 and auto
+    python scripts/bench/speed.py r1 t --rounds 5                  some of them
+    python scripts/bench/speed.py --mechanisms                     every recipe of configs/multi30k at the sizes of R1
+    python scripts/bench/speed.py --peer opennmt=VENV/bin/python --peer joeynmt=VENV/bin/python
+    python scripts/bench/speed.py --translate --peer opennmt=... --peer ctranslate2=...
 
-Training speed is real target tokens (EOS counted, padding not) per second over whole updates after a warm-up, data
-included, validation not. Each round measures every workload once, so that a drift of the machine meets all of them;
-the median over rounds is given with the lowest and highest. Translation is of the first validation sentences by a
-model that was just initialised and always runs to its length limit, so it compares searches, not qualities.
+Every figure comes from a fresh process, alone on the machine. A round runs every cell once, so that a drift of the
+machine meets all of them; the median over rounds stands with the lowest and highest, and a ratio is the median of the
+rounds' own ratios.
+
+Training speed is real target tokens (EOS counted, padding not) per second after a warm-up, data included, validation
+and saving not: for s2s from the run's metrics.jsonl, for a peer from its own training step, watched (scripts/bench/
+peers). All read the same pieces, those of configs/bench/r1.yaml. Translation is of the test set in batches of 64
+sentences by models trained for --train-updates updates; loading is left out. Results: docs/results/speed-*.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
+import re
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import yaml
 
+from s2s import __version__
 from s2s import config as configuration
-from s2s.commands.train import EpochData, resolved
 from s2s.data.prepare import prepare
+from s2s.data.text import read_raw_lines
+from s2s.data.tokenizer import load as load_tokenizers
 from s2s.progress import say
-from s2s.run import build_model
-from s2s.search.translate import Translator
-from s2s.training.objective import TrainingStep
-from s2s.training.trainer import seed_forward
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WARMUP = 8
-SENTENCES = 128
+CONFIGS, RECIPES, RESULTS = ROOT / "configs" / "bench", ROOT / "configs" / "multi30k", ROOT / "docs" / "results"
+WORK = ROOT / "runs" / "bench"
+PEERS = Path(__file__).resolve().parent / "peers"
+WARMUP = 12
+Row = dict[str, Any]
 
 
-class Workload:
-    """One config, ready to be timed."""
+class Cell(NamedTuple):
+    """One thing to measure: what does the work, and how."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.config = resolved(configuration.load(ROOT / "configs" / "bench" / f"{name}.yaml"))
-        self.prepared = prepare(self.config.data, self.config.tokenizer, ROOT / "runs" / ".cache", lambda line: None)
-        self.model = build_model(self.config, self.prepared.tokenizers)
-        self.data = EpochData(self.config, self.prepared)
-        self.plan = self.data.plan(0)
-        self.step = TrainingStep(self.model, self.config.objective)
-        self.optimizer = self.config.optimizer.build(self.step)
-        self.next = 0
-        self.train(WARMUP)
+    workload: str
+    system: str
+    measure: Callable[[], Row]
 
-    def train(self, updates: int) -> float:
-        """Target tokens per second over so many updates."""
-        self.step.train()
-        began, tokens = time.perf_counter(), 0
-        for _ in range(updates):
-            batch = self.data.batch(self.plan[self.next % len(self.plan)][0], 0)
-            self.next += 1
-            seed_forward(1, self.next, 0)
-            kind = torch.bfloat16
-            with torch.autocast("cpu", kind, enabled=self.config.training.precision == "bf16"):
-                sums = self.step(batch.source, batch.source_lengths, batch.target)
-            count = int(sums.tokens)
-            (sums.loss / count).backward()
-            torch.nn.utils.clip_grad_norm_(self.step.parameters(), 1.0, foreach=True)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            tokens += count
-        return tokens / (time.perf_counter() - began)
 
-    def translate(self, beam: int) -> float:
-        """Sentences per second."""
-        assert self.prepared.valid is not None
-        lines = [self.prepared.valid.text(index)[0] for index in range(SENTENCES)]
-        settings = self.config.search.model_copy(update={"beam": beam})
-        translator = Translator(self.model, self.prepared.tokenizers, settings, torch.device("cpu"))
-        began = time.perf_counter()
-        count = sum(1 for _ in translator.translate(lines))
-        return count / (time.perf_counter() - began)
+# --- running one process ----------------------------------------------------------------------------------------------
+
+
+def alone(command: list[str], threads: int) -> tuple[str, str, float]:
+    """Run a command to its end: standard output, standard error and the peak of its resident memory in MiB."""
+    (WORK / "logs").mkdir(parents=True, exist_ok=True)
+    out, err = WORK / "logs" / "out", WORK / "logs" / "err"
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with out.open("w") as stdout, err.open("w") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, cwd=ROOT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{err.read_text()[-2000:]}")
+    return out.read_text(), err.read_text(), usage.ru_maxrss / 1024
+
+
+def s2s(*arguments: str) -> list[str]:
+    """The command line of s2s in this environment."""
+    return [sys.executable, "-c", "from s2s.cli import main; main()", *arguments]
+
+
+def last_json(text: str) -> Row:
+    """The last line that is JSON."""
+    found: Row = json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+    return found
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train_ours(config: Path, precision: str, updates: int, threads: int) -> Row:
+    """Our own command, and what its metrics say of the updates after the warm-up."""
+    run = WORK / "run"
+    settings = [
+        f"training.max_updates={updates}", f"training.precision={precision}", "data.valid=null",
+        "training.stop_on=nll", f"training.save_every={updates}", "training.ema=null",
+    ]  # fmt: skip
+    command = s2s("train", "--config", str(config), "--run-dir", str(run), "--resume", "none", "--overwrite", *settings)
+    *_, peak = alone(command, threads)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    first, last = records[WARMUP - 1], records[-1]
+    tokens, count = last["target_tokens"] - first["target_tokens"], last["step"] - first["step"]
+    return {
+        "tokens_per_second": tokens / (last["seconds"] - first["seconds"]),
+        "tokens_per_update": tokens / count,
+        "updates": count,
+        "peak_mib": peak,
+    }
+
+
+def train_peer(python: str, peer: str, workload: str, updates: int, threads: int) -> Row:
+    """A peer's own training loop, watched."""
+    script = [python, str(PEERS / f"{peer}_train.py"), workload, str(write_pieces()), str(updates), str(WARMUP)]
+    out, _, peak = alone(script, threads)
+    return last_json(out) | {"peak_mib": peak}
+
+
+def write_pieces() -> Path:
+    """The corpus of configs/bench/r1.yaml as lines of pieces, for toolkits that read such; the folder."""
+    folder = WORK / "pieces"
+    if (folder / "vocabulary").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = configuration.load(CONFIGS / "r1.yaml")
+    tokenizers = prepare(config.data, config.tokenizer, ROOT / "runs" / ".cache", lambda line: None).tokenizers
+    assert config.data.valid is not None and config.data.test is not None
+    for name, files in (("train", config.data.train), ("valid", config.data.valid), ("test", config.data.test)):
+        for side, path, tokenizer in zip(("source", "target"), (files.source, files.target), tokenizers, strict=True):
+            lines = (" ".join(tokenizer.pieces(tokenizer.encode(line))) for line in read_raw_lines(path))
+            (folder / f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    words = tokenizers.target.pieces(range(4, tokenizers.target.size))
+    (folder / "vocabulary").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    return folder
+
+
+def mechanism(name: str) -> Path:
+    """A config with the decoder of a Multi30k recipe at the sizes of R1."""
+    recipe = yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+    decoder = recipe.get("model", {}).get("decoder", {})
+    model = {"decoder": decoder} | ({"encoder": {"cell": "gru"}} if decoder.get("cell") == "gru" else {})
+    path = WORK / "mechanisms" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"extends": str(CONFIGS / "r1.yaml"), "model": model}), encoding="utf-8")
+    return path
+
+
+def training_cells(names: Iterable[str], peers: dict[str, str], updates: int, threads: int) -> list[Cell]:
+    """Ours in float32 and in what this machine does best, and every peer that has the workload."""
+    cells = []
+    for name in names:
+        config = CONFIGS / f"{name}.yaml"
+        cells += [
+            Cell(name, f"s2s {precision}", partial(train_ours, config, precision, updates, threads))
+            for precision in ("float32", "auto")
+        ]
+        cells += [
+            Cell(name, peer, partial(train_peer, python, peer, name, updates, threads))
+            for peer, python in peers.items()
+            if name in HAS.get(peer, ())
+        ]
+    return cells
+
+
+HAS = {"opennmt": ("r1", "r1n", "r2", "t"), "joeynmt": ("r1", "r2", "t")}
+"""What each peer can train of configs/bench."""
+
+
+# --- translation ------------------------------------------------------------------------------------------------------
+
+PLAIN = {"t": "t-plain"}
+"""The peer's workload whose model translates, where it is not the one that is timed in training."""
+
+
+def translate_ours(model: Path, beam: int, threads: int) -> Row:
+    """Our own command on the test set; it leaves the loading out itself."""
+    test = configuration.load(model / "config.yaml").data.test
+    assert test is not None
+    output = WORK / "translated"
+    files = [str(test.source), "--output", str(output), "--overwrite"]
+    _, err, peak = alone(s2s("translate", "--model", str(model), *files, "--beam", str(beam)), threads)
+    said = re.search(r"translated (\d+) lines in ([\d.]+) s", err)
+    assert said is not None, err
+    target = load_tokenizers(model / "tokenizer").target
+    pieces = sum(len(target.encode(line)) for line in read_raw_lines(output))
+    return {"seconds": float(said[2]), "sentences": int(said[1]), "pieces": pieces, "peak_mib": peak}
+
+
+def translate_peer(python: str, script: str, model: Path, beam: int, threads: int, *more: str) -> Row:
+    """A peer's own translation."""
+    output = WORK / "translated"
+    command = [python, str(PEERS / f"{script}.py"), str(model), str(write_pieces()), str(beam), str(output), *more]
+    out, _, peak = alone(command, threads)
+    return last_json(out) | {"peak_mib": peak}
+
+
+def models(names: Iterable[str], peers: dict[str, str], updates: int, threads: int) -> None:
+    """Train what will translate, where it is not there yet."""
+    for name in names:
+        settings = [
+            f"training.max_updates={updates}", f"training.save_every={updates}", "data.valid=null",
+            "training.stop_on=nll", "training.ema=null",
+        ]  # fmt: skip
+        run = ["--run-dir", str(WORK / f"model-{name}")]
+        alone(s2s("train", "--config", str(CONFIGS / f"{name}.yaml"), *run, *settings), threads)
+        checkpoint = opennmt_model(name, updates)
+        if "opennmt" in peers and name in HAS["opennmt"] and not checkpoint.exists():
+            train_peer(peers["opennmt"], "opennmt", PLAIN.get(name, name), updates, threads)
+        converted = WORK / "ctranslate2-t"
+        if name == "t" and {"opennmt", "ctranslate2"} <= set(peers) and not converted.exists():
+            convert = str(PEERS / "opennmt_to_ctranslate2.py")
+            alone([peers["opennmt"], convert, str(checkpoint), str(converted)], threads)
+
+
+def opennmt_model(name: str, updates: int) -> Path:
+    """Where OpenNMT-py leaves what it trained."""
+    return write_pieces() / f"opennmt-{PLAIN.get(name, name)}_step_{updates}.pt"
+
+
+def translation_cells(names: Iterable[str], peers: dict[str, str], updates: int, threads: int) -> list[Cell]:
+    """Greedy and beam 5, ours and theirs."""
+    cells = []
+    for name in names:
+        for beam, search in ((1, "greedy"), (5, "beam 5")):
+            systems: dict[str, Callable[[], Row]] = {
+                "s2s": partial(translate_ours, WORK / f"model-{name}", beam, threads)
+            }
+            if "opennmt" in peers and name in HAS["opennmt"]:
+                what = ("opennmt_translate", opennmt_model(name, updates), beam, threads)
+                systems["opennmt"] = partial(translate_peer, peers["opennmt"], *what)
+            if "ctranslate2" in peers and name == "t":
+                what = ("ctranslate2_translate", WORK / "ctranslate2-t", beam, threads)
+                for kind in ("float32", "int8"):
+                    systems[f"ctranslate2 {kind}"] = partial(translate_peer, peers["ctranslate2"], *what, kind)
+            cells += [Cell(f"{name}, {search}", system, measure) for system, measure in systems.items()]
+    return cells
+
+
+# --- all of it --------------------------------------------------------------------------------------------------------
 
 
 def matrix_product(kind: torch.dtype) -> float:
     """GFLOP/s of a square product: what the machine can do at best."""
-    left, right = torch.randn(1024, 1024).to(kind), torch.randn(1024, 1024).to(kind)
+    left, right = torch.randn(2048, 2048).to(kind), torch.randn(2048, 2048).to(kind)
     times = []
-    for _ in range(20):
+    for _ in range(12):
         began = time.perf_counter()
         left @ right
         times.append(time.perf_counter() - began)
-    return 2 * 1024**3 / statistics.median(times) / 1e9
+    return 2 * 2048**3 / statistics.median(times[2:]) / 1e9
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest, highest."""
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+def machine(threads: int) -> Row:
+    """What the figures belong to."""
+    facts = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+    model, flags = facts.get("model name", platform.processor()), facts.get("flags", "").split()
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
+    return {
+        "processor": model, "instructions": wide, "threads": threads, "s2s": __version__,
+        "torch": str(torch.__version__), "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def run_rounds(cells: list[Cell], rounds: int, threads: int, result: Path) -> None:
+    """Every cell once a round; the file is written after each figure."""
+    torch.set_num_threads(threads)
+    kept: Row = {"machine": machine(threads), "peak_gflops": {"float32": [], "bfloat16": []}, "rows": {}}
+    result.parent.mkdir(parents=True, exist_ok=True)
+    for turn in range(rounds):
+        for kind in (torch.float32, torch.bfloat16):
+            kept["peak_gflops"][str(kind).removeprefix("torch.")].append(round(matrix_product(kind), 1))
+        for cell in cells:
+            row = cell.measure()
+            kept["rows"].setdefault(cell.workload, {}).setdefault(cell.system, []).append(row)
+            say(f"round {turn + 1}: {cell.workload:14} {cell.system:20} {rate(row):10,.1f}  {row['peak_mib']:,.0f} MiB")
+            result.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def rate(row: Row) -> float:
+    """Target tokens per second of a training, sentences per second of a translation."""
+    found: float = row["tokens_per_second"] if "tokens_per_second" in row else row["sentences"] / row["seconds"]
+    return found
+
+
+def spread(values: list[float], form: str = ",.0f") -> str:
+    """The median, with the lowest and highest."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+
+
+def table(result: Path) -> str:
+    """The result file as a table: rates, ratios to each peer of the same rounds, memory."""
+    kept = json.loads(result.read_text(encoding="utf-8"))
+    lines = ["| workload | system | rate | ours / theirs, round by round | peak MiB |", "|---|---|--:|---|--:|"]
+    for workload, systems in kept["rows"].items():
+        for system, rows in systems.items():
+            rates = [rate(row) for row in rows]
+            ratios = []
+            for other, theirs in systems.items():
+                if system.startswith("s2s") and not other.startswith("s2s"):
+                    each = [a / rate(b) for a, b in zip(rates, theirs, strict=False)]
+                    ratios.append(f"{other} {spread(each, '.2f')}")
+            peak = max(row["peak_mib"] for row in rows)
+            lines.append(f"| {workload} | {system} | {spread(rates)} | {'; '.join(ratios)} | {peak:,.0f} |")
+    peaks = "; ".join(f"{kind} {spread(values)}" for kind, values in kept["peak_gflops"].items())
+    facts = ", ".join(f"{key} {value}" for key, value in kept["machine"].items())
+    return "\n".join([*lines, "", f"Matrix products of 2048 x 2048, GFLOP/s: {peaks}. Machine: {facts}."])
 
 
 def main() -> None:
-    """Measure, print, and keep the result where asked."""
-    names = sorted(path.stem for path in (ROOT / "configs" / "bench").glob("*.yaml"))
+    """Measure, keep, print."""
+    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=names, help=f"workloads: {', '.join(names)}")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="see above; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=16, help="updates timed in each round")
-    parser.add_argument("--json", type=Path, help="file to write the result to")
-    arguments = parser.parse_args()
-    say(f"{torch.get_num_threads()} threads; preparing {', '.join(arguments.names)}")
-    workloads = [Workload(name) for name in arguments.names]
-    found: dict[str, dict[str, list[float]]] = {
-        name: {"train": [], "beam 1": [], "beam 5": []} for name in arguments.names
-    }
-    peaks: dict[str, list[float]] = {"float32": [], "bfloat16": []}
-    for turn in range(arguments.rounds):
-        for kind in (torch.float32, torch.bfloat16):
-            peaks[str(kind).removeprefix("torch.")].append(matrix_product(kind))
-        for workload in workloads:
-            found[workload.name]["train"].append(workload.train(arguments.updates))
-            found[workload.name]["beam 1"].append(workload.translate(1))
-            found[workload.name]["beam 5"].append(workload.translate(5))
-            say(f"round {turn + 1}: {workload.name} {found[workload.name]['train'][-1]:,.0f} tokens/s")
-    result: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "rounds": arguments.rounds,
-        "peak GFLOP/s": {name: spread(values) for name, values in peaks.items()},
-        "workloads": {name: {what: spread(v) for what, v in rows.items()} for name, rows in found.items()},
-    }
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{'workload':10} {'tokens/s (low-high)':>26} {'beam 1':>12} {'beam 5':>12}  sentences/s")
-    for name, rows in result["workloads"].items():
-        train, one, five = rows["train"], rows["beam 1"], rows["beam 5"]
-        tokens = f"{train['median']:,.0f} ({train['low']:,.0f}-{train['high']:,.0f})"
-        print(f"{name:10} {tokens:>26} {one['median']:>12.1f} {five['median']:>12.1f}")
+    parser.add_argument(
+        "--updates", type=int, default=60, help=f"updates of a training; the first {WARMUP} do not count"
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--mechanisms", action="store_true", help="every recipe of configs/multi30k instead")
+    parser.add_argument("--translate", action="store_true", help="translation instead of training")
+    parser.add_argument("--train-updates", type=int, default=675, help="training of the models that translate")
+    parser.add_argument(
+        "--result", type=Path, help="default: docs/results/speed-{training,mechanisms,translation}.json"
+    )
+    options = parser.parse_args()
+    peers = dict(peer.split("=", 1) for peer in options.peer)
+    if options.translate:
+        kind = "translation"
+        models(options.names, peers, options.train_updates, options.threads)
+        cells = translation_cells(options.names, peers, options.train_updates, options.threads)
+    elif options.mechanisms:
+        kind = "mechanisms"
+        recipes = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in {"base", "transformer"})
+        cells = [
+            Cell(name, "s2s auto", partial(train_ours, mechanism(name), "auto", options.updates, options.threads))
+            for name in recipes
+        ]
+    else:
+        kind = "training"
+        cells = training_cells(options.names, peers, options.updates, options.threads)
+    result = options.result or RESULTS / f"speed-{kind}.json"
+    run_rounds(cells, options.rounds, options.threads, result)
+    print(table(result))
 
 
 if __name__ == "__main__":
