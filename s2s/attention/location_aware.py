@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from s2s.attention.normalise import Normaliser, normalise, wide
 from s2s.attention.scores import Additive
 from s2s.interfaces import Attended, Attention, Memory
+from s2s.products import of_rows
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
@@ -50,7 +51,7 @@ class LocationAware(Attention):
             rows.append(row)
             state = row.squeeze(1)
         weights = torch.cat(rows, 1)  # (B, T, S)
-        context = weights.to(memory.values.dtype) @ memory.values  # (B, T, M)
+        context = of_rows(weights, memory.values)  # (B, T, M)
         return Attended(context, weights), state
 
 

@@ -30,6 +30,7 @@ from torch.nn.functional import pad
 from s2s.attention.normalise import masked_softmax, wide
 from s2s.attention.scores import Additive, Score
 from s2s.interfaces import Attended, Attention, Memory
+from s2s.products import of_rows
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
@@ -116,7 +117,7 @@ class Monotonic(Attention):
         state = weights[:, -1]
         if self.chunk is not None:
             weights = chunkwise(weights, wide(self.chunk(query, of_chunk)), memory.mask, self.window)
-        context = weights.to(memory.values.dtype) @ memory.values  # (B, T, M)
+        context = of_rows(weights, memory.values)  # (B, T, M)
         return Attended(context, weights), state
 
 

@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from s2s.attention.normalise import wide
+from s2s.products import by_rows
 from s2s.settings import Settings
 
 
@@ -48,7 +49,7 @@ class Dot(Score):
         return values if self.project is None else self.project(values)
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        scores = query.to(keys.dtype) @ keys.transpose(1, 2)
+        scores = by_rows(query, keys)  # (B, T, S)
         return scores if self.scale is None else scores * self.scale
 
 
@@ -65,7 +66,7 @@ class General(Score):
         return keys
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        scores = query.to(keys.dtype) @ keys.transpose(1, 2)
+        scores = by_rows(query, keys)  # (B, T, S)
         return scores if self.scale is None else scores * self.scale
 
 
@@ -136,7 +137,7 @@ class Cosine(Score):
         return _direction(projected).to(projected.dtype)
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        cosines = _direction(query).to(keys.dtype) @ keys.transpose(1, 2)  # (B, T, S)
+        cosines = by_rows(_direction(query), keys)  # (B, T, S)
         return wide(cosines) * self.log_sharpness.exp()
 
 

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from s2s.interfaces import Attended, Attention, Memory
-from s2s.models.layers import StepWeight, dropout_mask
+from s2s.models.layers import dropout_mask
 from s2s.models.recurrence import LayerState, Recurrence, RecurrentLayer
+from s2s.products import by_rows, share
 from s2s.tree import Tree, map_tree
 
 ReadoutKind = Literal["tanh", "maxout"]
@@ -102,11 +103,11 @@ class Readout(nn.Module):
 
     def stepper(self) -> Callable[[Unread, Tensor], Tensor]:
         """The same for one position, (B, ...) parts, with the weight's gradient formed once for all steps."""
-        join = StepWeight(self.join.weight)
+        join = share(self.join.weight)
 
         def step(unread: Unread, context: Tensor) -> Tensor:
             parts = [unread.hidden, context] if unread.embedded is None else [unread.hidden, context, unread.embedded]
-            joined = self._joined(join(torch.cat([part.to(join.weight.dtype) for part in parts], -1)))
+            joined = self._joined(by_rows(torch.cat([part.to(join.dtype) for part in parts], -1), join))
             return joined if unread.keep is None else joined * unread.keep
 
         return step
@@ -238,14 +239,14 @@ class ConditionalGRU(Wiring):
 
     def begin(self, embedded: Tensor) -> Advance:
         gates, recur, recur_again = self.first.gates(embedded).unbind(1), self.first.stepper(), self.second.stepper()
-        of_context, read = StepWeight(self.second.weight_input), self.readout.stepper()
+        of_context, read = share(self.second.weight_input), self.readout.stepper()
         keep, words = self.readout.draw(embedded), embedded.unbind(1)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             between = recur(gates[where.start], None, state.layers[0])
             attended, attention = self.attention(between.hidden.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
-            layer = recur_again(of_context(context) + self.second.bias, None, between)
+            layer = recur_again(by_rows(context, of_context) + self.second.bias, None, between)
             unread = Unread(layer.hidden, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
             step = Step(_with_time(unread), joined.unsqueeze(1), attended)

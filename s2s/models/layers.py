@@ -1,9 +1,8 @@
-"""Small parts that several models are made of: dropout, embeddings, positions, and products whose gradient waits."""
+"""Small parts that several models are made of: dropout, embeddings, positions."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,80 +56,6 @@ def sinusoids(first: int, count: int, size: int, like: Tensor) -> Tensor:
     rate = torch.exp(torch.arange(0, size, 2, device=like.device, dtype=torch.float32) * (-math.log(10000.0) / size))
     angle = position * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :size].to(like.dtype)
-
-
-class _Ledger:
-    """The inputs and output gradients of every use of one weight, in the backward pass that is running."""
-
-    def __init__(self) -> None:
-        self.inputs: list[Tensor] = []
-        self.gradients: list[Tensor] = []
-        self._pass: int | None = None
-
-    def current(self) -> _Ledger:
-        """This ledger, emptied of what an earlier backward pass over the same graph left."""
-        now: int = torch._C._current_graph_task_id()
-        if now != self._pass:
-            self._pass, self.inputs, self.gradients = now, [], []
-        return self
-
-
-class _Collect(torch.autograd.Function):
-    """Identity on a weight; its backward runs after all uses and forms their gradient in one product."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, ledger: _Ledger) -> Tensor:
-        ctx.ledger = ledger
-        ctx.set_materialize_grads(False)
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
-        ledger: _Ledger = ctx.ledger.current()
-        if not ledger.inputs:
-            return gradient, None
-        total = torch.cat(ledger.gradients).t() @ torch.cat(ledger.inputs)
-        ledger.inputs, ledger.gradients = [], []
-        return total if gradient is None else total + gradient, None
-
-
-class _Use(torch.autograd.Function):
-    """x (n, I) times a weight (O, I) transposed; the weight's gradient is left to the ledger."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ledger: _Ledger) -> Tensor:
-        ctx.ledger = ledger
-        ctx.save_for_backward(x, weight)
-        return x @ weight.t()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        ledger: _Ledger = ctx.ledger.current()
-        ledger.inputs.append(x.detach())  # with its history the graph would hold itself, and never be freed
-        ledger.gradients.append(gradient)
-        return gradient @ weight, None, None
-
-
-class StepWeight:
-    """A weight (O, I) used once per time step: ``weight(x (n, I)) -> (n, O)``.
-
-    Its gradient is one product over all steps at the end, not T small ones added up; under autocast it is cast once.
-    Make one per forward pass.
-    """
-
-    def __init__(self, weight: Tensor) -> None:
-        kind = torch.get_autocast_dtype(weight.device.type) if torch.is_autocast_enabled(weight.device.type) else None
-        weight = weight if kind is None or weight.dtype == torch.float64 else weight.to(kind)
-        self.ledger = _Ledger() if torch.is_grad_enabled() and weight.requires_grad else None
-        self.weight: Tensor = weight if self.ledger is None else _Collect.apply(weight, self.ledger)  # type: ignore[no-untyped-call]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = x.to(self.weight.dtype)
-        if self.ledger is None:
-            return x @ self.weight.t()
-        used: Tensor = _Use.apply(x, self.weight, self.ledger)  # type: ignore[no-untyped-call]
-        return used
 
 
 def lengths_to_mask(lengths: Tensor, positions: int) -> Tensor:

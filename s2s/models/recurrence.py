@@ -20,7 +20,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from s2s.models.layers import Dropout, StepWeight, dropout_mask
+from s2s.models.layers import Dropout, dropout_mask
+from s2s.products import by_rows, share
 
 CellKind = Literal["lstm", "gru"]
 
@@ -101,7 +102,8 @@ class RecurrentLayer(nn.Module):
         if state.mask is not None:
             return self._run_by_steps(x, state)
         weights = [self.weight_input, self.weight_recurrent, self.bias, self._bias_hidden()]
-        options = (True, 1, 0.0, False, False, True)  # biases, layers, dropout, training, two directions, batch first
+        # Biases, layers, dropout, whether a backward pass may follow (cuDNN asks), two directions, batch first.
+        options = (True, 1, 0.0, torch.is_grad_enabled(), False, True)
         hidden = state.hidden.to(x.dtype).unsqueeze(0)
         if state.cell is None:
             y, hidden = torch.gru(x, hidden, weights, *options)
@@ -124,27 +126,27 @@ class RecurrentLayer(nn.Module):
         """One step as a function: gates (B, gates x H), fed-back vector (B, F) or None, state -> state."""
         if self.bias_reset is not None:
             return self._gru_stepper(self.bias_reset)
-        recur = StepWeight(self.weight_recurrent)
-        kind = recur.weight.dtype
+        weight = share(self.weight_recurrent)
+        kind = weight.dtype
 
         def step(gates: Tensor, fed: Tensor | None, state: LayerState) -> LayerState:
             past = state.hidden if state.mask is None else state.hidden * state.mask
             past = past.to(kind) if fed is None else torch.cat([past.to(kind), fed.to(kind)], 1)
-            hidden, cell = _LSTMStep.apply(gates + recur(past), state.cell)  # type: ignore[no-untyped-call]
+            hidden, cell = _LSTMStep.apply(gates + by_rows(past, weight), state.cell)  # type: ignore[no-untyped-call]
             return LayerState(hidden, cell, state.mask)
 
         return step
 
     def _gru_stepper(self, bias: Tensor) -> Callable[[Tensor, Tensor | None, LayerState], LayerState]:
         size = self.size
-        recur, feed = StepWeight(self.weight_recurrent[:, :size]), StepWeight(self.weight_recurrent[:, size:])
+        recur, feed = share(self.weight_recurrent[:, :size]), share(self.weight_recurrent[:, size:])
 
         def step(gates: Tensor, fed: Tensor | None, state: LayerState) -> LayerState:
             old = state.hidden
-            by_past = recur(old if state.mask is None else old * state.mask).to(old.dtype)
+            by_past = by_rows(old if state.mask is None else old * state.mask, recur).to(old.dtype)
             by_input = gates.to(old.dtype)
             if fed is not None:
-                by_input = by_input + feed(fed)
+                by_input = by_input + by_rows(fed, feed)
             opened = torch.sigmoid(by_input[:, : 2 * size] + by_past[:, : 2 * size])
             reset, keep = opened[:, :size], opened[:, size:]
             candidate = torch.tanh(by_input[:, 2 * size :] + reset * (by_past[:, 2 * size :] + bias))

@@ -14,6 +14,7 @@ from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, ReadoutKi
 from s2s.models.layers import Dropout
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
+from s2s.products import share, share_all
 from s2s.settings import AttentionSettings, DecoderSettings
 from s2s.tree import Tree, join_time, map_tree
 
@@ -43,7 +44,9 @@ class RNNDecoder(Decoder):
 
     def forward(self, tokens: Tensor, memory: Memory, state: WiringState) -> tuple[Decoded, Tree]:
         advance = self.wiring.begin(self.embedded(self.embedding(tokens)))
-        width = 1 if self.wiring.feeds_back else tokens.size(1)
+        width = tokens.size(1)
+        if self.wiring.feeds_back:
+            width, memory = 1, memory._replace(values=share(memory.values), keys=share_all(memory.keys))
         steps: list[Step] = []
         for first in range(0, tokens.size(1), width):
             step, state = advance(slice(first, first + width), memory, state)
@@ -89,6 +92,10 @@ class RNNDecoder(Decoder):
         assert decoded.attended is not None
         return self.attention.statistics(decoded.attended, memory, _Gold(self, decoded, memory, target))
 
+    def diagnostics(self, decoded: Decoded, memory: Memory, real: Tensor) -> Totals:
+        assert decoded.attended is not None
+        return self.attention.diagnostics(decoded.attended, memory, real)
+
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.attention.after_update(totals)
 
@@ -101,26 +108,26 @@ class _Gold:
 
     def __init__(self, decoder: RNNDecoder, decoded: Decoded, memory: Memory, target: Tensor) -> None:
         self.decoder, self.decoded, self.memory, self.target = decoder, decoded, memory, target
-        self.where = target != PAD
-        self.words = target[self.where].unsqueeze(1)  # (n, 1)
+        self.real = target != PAD
+        self.words = target[self.real].unsqueeze(1)  # (n, 1)
 
     def __call__(self, context: Tensor | None = None) -> Tensor:
         if context is None:
-            logits = self.decoder.logits(self.decoded, self.memory, self.where)
+            logits = self.decoder.logits(self.decoded, self.memory, self.real)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             if self.decoded.mixture is None:
                 logits = logits.log_softmax(-1)
             return self._placed(logits)
-        unread = map_tree(lambda part: part[self.where], self.decoded.unread)
+        unread = map_tree(lambda part: part[self.real], self.decoded.unread)
         if context.dim() == 3:
-            return self._placed(self.decoder._log_probabilities(unread, context[self.where]))
-        columns = [self._placed(self.decoder._log_probabilities(unread, one[self.where])) for one in context.unbind(2)]
+            return self._placed(self.decoder._log_probabilities(unread, context[self.real]))
+        columns = [self._placed(self.decoder._log_probabilities(unread, one[self.real])) for one in context.unbind(2)]
         return torch.stack(columns, -1)
 
     def _placed(self, log_probabilities: Tensor) -> Tensor:
         """(n, V) to the gold words' (B, T)."""
         gold = log_probabilities.gather(1, self.words)[:, 0]
-        return gold.new_zeros(self.target.shape).masked_scatter(self.where, gold)
+        return gold.new_zeros(self.target.shape).masked_scatter(self.real, gold)
 
 
 class RNNDecoderSettings(DecoderSettings, Generic[A]):
@@ -179,7 +186,8 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> RNNDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's. ValueError if the encoder leaves too little."""
         if self.attention.reads_final and encoder.leaves is None:
-            raise ValueError(f"this attention {self.attention} reads last states, which only an rnn encoder leaves")
+            kind = self.attention.kind  # type: ignore[attr-defined]
+            raise ValueError(f"attention {kind}, as it is set, reads last states, which only an rnn encoder leaves")
         rate = dropout if self.dropout is None else self.dropout
         output_rate = rate if self.output_dropout is None else self.output_dropout
         width = embedding.embedding_dim

@@ -1,4 +1,4 @@
-"""Oracles of the small parts: dropout by its statistics, and the weight whose gradient waits, beside autograd."""
+"""Oracles of the small parts: dropout by its statistics, first weights, masks."""
 
 from __future__ import annotations
 
@@ -6,18 +6,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from fixtures import random
+from torch import nn
 
 from s2s.config import AnyDecoder, AnyEncoder
 from s2s.interfaces import PAD
-from s2s.models.layers import Dropout, StepWeight, dropout_mask, embedding, lengths_to_mask
+from s2s.models.layers import Dropout, dropout_mask, embedding, lengths_to_mask
 from s2s.models.seq2seq import ModelSettings
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
 
@@ -98,84 +93,3 @@ def test_first_weights_of_a_model(uniform: float | None, tie: str) -> None:
 
 def test_lengths_become_a_mask() -> None:
     assert lengths_to_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]
-
-
-# --- the weight whose gradient waits ----------------------------------------------------------------------------------
-
-
-def recur(weight: Tensor, x: Tensor, start: Tensor, step_weight: bool) -> Tensor:
-    """h_t = tanh(W h_{t-1} + x_t), the sum of all of them squared; with a `StepWeight` or with plain products."""
-    product = StepWeight(weight) if step_weight else lambda h: h @ weight.t()
-    h, total = start, start.new_zeros(())
-    for part in x.unbind(1):
-        h = torch.tanh(product(h) + part)
-        total = total + h.square().sum()
-    return total
-
-
-def operands() -> list[Tensor]:
-    """Weight (3, 3), inputs (2, 4, 3) and first state (2, 3), all with gradients."""
-    return [part.requires_grad_() for part in (random(3, 3), random(2, 4, 3, seed=1), random(2, 3, seed=2))]
-
-
-def test_its_gradient_is_that_of_plain_products() -> None:
-    weight, x, start = operands()
-    found = torch.autograd.grad(recur(weight, x, start, True), [weight, x, start])
-    expected = torch.autograd.grad(recur(weight, x, start, False), [weight, x, start])
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-def test_its_gradient_joins_that_of_other_uses() -> None:
-    weight, x, start = operands()
-    (found,) = torch.autograd.grad(recur(weight, x, start, True) + weight.square().sum(), [weight])
-    (expected,) = torch.autograd.grad(recur(weight, x, start, False) + weight.square().sum(), [weight])
-    torch.testing.assert_close(found, expected)
-
-
-def test_its_gradient_through_a_slice_of_a_parameter() -> None:
-    weight, x, start = operands()
-    wide = torch.cat([weight.detach(), random(3, 2)], 1).requires_grad_()
-    (found,) = torch.autograd.grad(recur(wide[:, :3], x, start, True), [wide])
-    (expected,) = torch.autograd.grad(recur(weight, x, start, False), [weight])
-    torch.testing.assert_close(found[:, :3], expected)
-    assert (found[:, 3:] == 0).all()
-
-
-def test_two_gradients_of_one_pass_are_the_same() -> None:
-    """A graph that is kept may be asked again: for the terms of a loss one by one, or for diagnostics."""
-    weight, x, start = operands()
-    total = recur(weight, x, start, True)
-    (first,) = torch.autograd.grad(total, [weight], retain_graph=True)
-    (second,) = torch.autograd.grad(total, [weight])
-    torch.testing.assert_close(second, first)
-
-
-def test_a_gradient_that_leaves_the_weight_out_does_not_stay_behind() -> None:
-    weight, x, start = operands()
-    total = recur(weight, x, start, True)
-    torch.autograd.grad(total, [x], retain_graph=True)
-    (found,) = torch.autograd.grad(total, [weight])
-    (expected,) = torch.autograd.grad(recur(weight, x, start, False), [weight])
-    torch.testing.assert_close(found, expected)
-
-
-def test_it_needs_no_gradient_to_multiply() -> None:
-    weight, x, start = operands()
-    with torch.no_grad():
-        torch.testing.assert_close(recur(weight, x, start, True), recur(weight, x, start, False))
-    frozen = weight.detach()
-    (found,) = torch.autograd.grad(recur(frozen, x, start, True), [x])
-    (expected,) = torch.autograd.grad(recur(frozen, x, start, False), [x])
-    torch.testing.assert_close(found, expected)
-
-
-def test_it_is_cast_once_under_autocast() -> None:
-    weight, x = random(3, 3).float().requires_grad_(), random(2, 3).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        y = StepWeight(weight)(x)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), x @ weight.detach().t(), rtol=0.02, atol=0.02)
-    (gradient,) = torch.autograd.grad(y.float().sum(), [weight])
-    assert gradient.dtype == torch.float32
-    torch.testing.assert_close(gradient, x.sum(0).expand(3, 3), rtol=0.02, atol=0.02)

@@ -1,0 +1,127 @@
+"""Products with a matrix that many steps share: their gradients wait, and become one product at the end.
+
+A recurrent decoder multiplies by the same weights, the same keys and the same values at every step. Left alone, the
+backward pass forms one small gradient for each step and adds them up, T times through the whole matrix. Here each use
+notes its two factors in a ledger, and the gradient is formed once, from all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2s.tree import Tree, map_tree
+
+_MARK = "_s2s_ledger"
+
+
+class _Ledger:
+    """Pairs of factors, in the backward pass that is running: the gradient is the sum of left^T right."""
+
+    def __init__(self) -> None:
+        self.left: list[Tensor] = []
+        self.right: list[Tensor] = []
+        self._pass: int | None = None
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Note (..., n, rows) and (..., n, columns); what an earlier pass over the same graph left is dropped."""
+        now: int = torch._C._current_graph_task_id()
+        if now != self._pass:
+            self._pass, self.left, self.right = now, [], []
+        self.left.append(left.detach())  # with its history the graph would hold itself, and never be freed
+        self.right.append(right.detach())
+
+    def close(self) -> Tensor | None:
+        """The gradient (..., rows, columns) of what was noted in this pass, which is forgotten."""
+        if self._pass != torch._C._current_graph_task_id() or not self.left:
+            return None
+        kind = self.left[0].dtype
+        total = torch.cat(self.left, -2).mT @ torch.cat([part.to(kind) for part in self.right], -2)
+        self.left, self.right = [], []
+        return total
+
+
+class _Share(torch.autograd.Function):
+    """Identity on a matrix; its backward runs after all uses, and adds what the ledger holds."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, ledger: _Ledger) -> Tensor:
+        ctx.ledger = ledger
+        ctx.set_materialize_grads(False)
+        return matrix.view_as(matrix)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None]:
+        total = ctx.ledger.close()
+        if total is None or gradient is None:
+            return gradient if total is None else total, None
+        return total + gradient, None
+
+
+class _ByRows(torch.autograd.Function):
+    """x (..., n, K) times the rows of a shared matrix (..., m, K): (..., n, m)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, ledger: _Ledger) -> Tensor:
+        ctx.ledger = ledger
+        ctx.save_for_backward(x, matrix)
+        return x @ matrix.mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        x, matrix = ctx.saved_tensors
+        ctx.ledger.add(gradient, x)
+        return gradient @ matrix, None, None
+
+
+class _OfRows(torch.autograd.Function):
+    """Weights (..., n, m) times a shared matrix (..., m, K): sums of its rows (..., n, K)."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, matrix: Tensor, ledger: _Ledger) -> Tensor:
+        ctx.ledger = ledger
+        ctx.save_for_backward(weights, matrix)
+        return weights @ matrix
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        weights, matrix = ctx.saved_tensors
+        ctx.ledger.add(weights, gradient)
+        return gradient @ matrix.mT, None, None
+
+
+def share(matrix: Tensor) -> Tensor:
+    """The same matrix, whose gradient by `by_rows` and `of_rows` waits; under autocast it is cast here, once.
+
+    Share anew for each forward pass. Any other use of the result is differentiated as always.
+    """
+    device = matrix.device.type
+    if torch.is_autocast_enabled(device) and matrix.dtype == torch.float32:
+        matrix = matrix.to(torch.get_autocast_dtype(device))
+    if not (torch.is_grad_enabled() and matrix.requires_grad):
+        return matrix
+    ledger = _Ledger()
+    shared: Tensor = _Share.apply(matrix, ledger)  # type: ignore[no-untyped-call]
+    setattr(shared, _MARK, ledger)
+    return shared
+
+
+def share_all(tree: Tree) -> Tree:
+    """Every tensor of floating point numbers in a tree, shared."""
+    return map_tree(lambda leaf: share(leaf) if leaf.is_floating_point() else leaf, tree)
+
+
+def by_rows(x: Tensor, matrix: Tensor) -> Tensor:
+    """x (..., n, K) times each row of ``matrix`` (..., m, K): (..., n, m), in the matrix' type."""
+    x, ledger = x.to(matrix.dtype), getattr(matrix, _MARK, None)
+    product: Tensor = x @ matrix.mT if ledger is None else _ByRows.apply(x, matrix, ledger)  # type: ignore[no-untyped-call]
+    return product
+
+
+def of_rows(weights: Tensor, matrix: Tensor) -> Tensor:
+    """The rows of ``matrix`` (..., m, K) summed under ``weights`` (..., n, m): (..., n, K), in the matrix' type."""
+    weights, ledger = weights.to(matrix.dtype), getattr(matrix, _MARK, None)
+    product: Tensor = weights @ matrix if ledger is None else _OfRows.apply(weights, matrix, ledger)  # type: ignore[no-untyped-call]
+    return product

@@ -1,0 +1,134 @@
+"""Products with a matrix that many steps share: values and gradients beside those of plain products, by autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from fixtures import random
+from torch import Tensor
+
+from s2s.products import by_rows, of_rows, share, share_all
+
+Matrix = Callable[[Tensor], Tensor]
+"""`share`, or nothing."""
+
+
+def plain(matrix: Tensor) -> Tensor:
+    return matrix
+
+
+def recur(matrix: Tensor, x: Tensor, start: Tensor, given: Matrix) -> Tensor:
+    """h_t = tanh(W h_{t-1} + x_t), the sum of all of them squared."""
+    matrix, h, total = given(matrix), start, start.new_zeros(())
+    for part in x.unbind(-2):
+        h = torch.tanh(by_rows(h, matrix) + part)
+        total = total + h.square().sum()
+    return total
+
+
+def attend(matrix: Tensor, x: Tensor, start: Tensor, given: Matrix) -> Tensor:
+    """h_t = softmax(K h_{t-1}) K + x_t, keys and values in one: both products with the rows of one matrix."""
+    matrix, h, total = given(matrix), start.unsqueeze(-2), start.new_zeros(())
+    for part in x.unbind(-2):
+        h = of_rows(by_rows(h, matrix).softmax(-1), matrix) + part.unsqueeze(-2)
+        total = total + h.square().sum()
+    return total
+
+
+def operands(batched: bool) -> list[Tensor]:
+    """Matrix (3, 3) or (2, 3, 3), inputs (2, 4, 3) and first state (2, 3), all with gradients."""
+    matrix = random(2, 3, 3) if batched else random(3, 3)
+    return [part.requires_grad_() for part in (matrix, random(2, 4, 3, seed=1), random(2, 3, seed=2))]
+
+
+Total = Callable[[Tensor, Tensor, Tensor, Matrix], Tensor]
+CASES = pytest.mark.parametrize("total, batched", [(recur, False), (attend, True)])
+
+
+@CASES
+def test_gradients_are_those_of_plain_products(total: Total, batched: bool) -> None:
+    leaves = operands(batched)
+    found = torch.autograd.grad(total(*leaves, share), leaves)
+    expected = torch.autograd.grad(total(*leaves, plain), leaves)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@CASES
+def test_they_agree_with_finite_differences(total: Total, batched: bool) -> None:
+    leaves = operands(batched)
+    assert torch.autograd.gradcheck(lambda *inputs: total(*inputs, share), leaves)
+
+
+@CASES
+def test_the_gradient_joins_that_of_other_uses(total: Total, batched: bool) -> None:
+    leaves = operands(batched)
+
+    def both(given: Matrix) -> Tensor:
+        shared = given(leaves[0])
+        return total(shared, *leaves[1:], plain) + shared.square().sum()
+
+    (found,) = torch.autograd.grad(both(share), leaves[:1])
+    (expected,) = torch.autograd.grad(both(plain), leaves[:1])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_gradient_through_a_slice_of_a_parameter() -> None:
+    weight, x, start = operands(False)
+    wide = torch.cat([weight.detach(), random(3, 2)], 1).requires_grad_()
+    (found,) = torch.autograd.grad(recur(wide[:, :3], x, start, share), [wide])
+    (expected,) = torch.autograd.grad(recur(weight, x, start, plain), [weight])
+    torch.testing.assert_close(found[:, :3], expected)
+    assert (found[:, 3:] == 0).all()
+
+
+@CASES
+def test_two_gradients_of_one_graph_are_the_same(total: Total, batched: bool) -> None:
+    """A graph that is kept may be asked again: for the terms of a loss one by one, or for diagnostics."""
+    leaves = operands(batched)
+    value = total(*leaves, share)
+    (first,) = torch.autograd.grad(value, leaves[:1], retain_graph=True)
+    (second,) = torch.autograd.grad(value, leaves[:1])
+    torch.testing.assert_close(second, first)
+
+
+@CASES
+def test_a_gradient_that_leaves_the_matrix_out_does_not_stay_behind(total: Total, batched: bool) -> None:
+    leaves = operands(batched)
+    value = total(*leaves, share)
+    torch.autograd.grad(value, leaves[1:2], retain_graph=True)
+    (found,) = torch.autograd.grad(value, leaves[:1])
+    (expected,) = torch.autograd.grad(total(*leaves, plain), leaves[:1])
+    torch.testing.assert_close(found, expected)
+
+
+@CASES
+def test_nothing_waits_where_no_gradient_is_wanted(total: Total, batched: bool) -> None:
+    matrix, x, start = operands(batched)
+    with torch.no_grad():
+        torch.testing.assert_close(total(matrix, x, start, share), total(matrix, x, start, plain))
+    frozen = matrix.detach()
+    (found,) = torch.autograd.grad(total(frozen, x, start, share), [x])
+    (expected,) = torch.autograd.grad(total(frozen, x, start, plain), [x])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_matrix_is_cast_once_under_autocast() -> None:
+    weight, x = random(3, 3).float().requires_grad_(), random(2, 3).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = by_rows(x, share(weight))
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), x @ weight.detach().t(), rtol=0.02, atol=0.02)
+    (gradient,) = torch.autograd.grad(y.float().sum(), [weight])
+    assert gradient.dtype == torch.float32
+    torch.testing.assert_close(gradient, x.sum(0).expand(3, 3), rtol=0.02, atol=0.02)
+
+
+def test_a_tree_is_shared_leaf_by_leaf() -> None:
+    values, lengths = random(2, 3, 4).requires_grad_(), torch.tensor([3, 2])
+    shared, same, nothing = share_all((values, lengths, None))
+    assert same is lengths and nothing is None
+    (found,) = torch.autograd.grad(of_rows(random(2, 1, 3, seed=1), shared).sum(), [values])
+    torch.testing.assert_close(found, random(2, 1, 3, seed=1).mT.expand(2, 3, 4))
