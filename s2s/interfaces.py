@@ -89,17 +89,24 @@ class Gold(Protocol):
     Only the readout changes: the recurrence keeps what it was fed. Without a context: the one that was read.
     """
 
+    @property
+    def real(self) -> Tensor:
+        """(B, T) bool, True where there is a right word; the answer is zero elsewhere, and may be zero here."""
+        ...
+
     def __call__(self, context: Tensor | None = None) -> Tensor: ...
 
 
 class Attention(nn.Module, ABC):
     """One mechanism: ``context_size`` is the width of the contexts it gives.
 
-    ``asks_gold`` is True where `penalties` or `statistics` call ``gold`` with a context of their own.
+    ``asks_gold`` is True where `penalties` or `statistics` call ``gold`` with a context of their own; ``draws`` where
+    training estimates a gradient by what it draws, so that the estimate has a variance.
     """
 
     context_size: int
     asks_gold = False
+    draws = False
 
     def prepare(self, memory: Memory) -> Memory:
         """Compute once per sentence what every step needs (usually the keys)."""
@@ -121,11 +128,21 @@ class Attention(nn.Module, ABC):
         """Sums and counts that `after_update` will see, added over micro-batches and ranks."""
         return {}
 
+    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+        """What the mechanism tells of itself at a validation, over target positions ``real`` (B, T) bool.
+
+        The trace was wanted. What weights alone can tell is measured for every kind: `s2s.analysis.diagnostics`.
+        """
+        return {}
+
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
-        """The only place where a buffer (a running baseline) changes."""
+        """The only place where a buffer that learns (a running baseline) changes."""
 
     def set_update(self, update: int) -> None:
-        """Called before each update: schedules are functions of the update number alone."""
+        """Called before each update: schedules are functions of the update number alone.
+
+        One that evaluation obeys too has its value in a buffer, so that a checkpoint tells it to a translation.
+        """
 
 
 class Leaves(NamedTuple):
@@ -189,6 +206,10 @@ class Decoder(nn.Module, ABC):
 
     def statistics(self, decoded: Decoded, memory: Memory, target: Tensor) -> Totals:
         """See `Attention.statistics`."""
+        return {}
+
+    def diagnostics(self, decoded: Decoded, memory: Memory, real: Tensor) -> Totals:
+        """See `Attention.diagnostics`."""
         return {}
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:

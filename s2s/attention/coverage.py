@@ -6,8 +6,9 @@
 
 See et al. 2017, section 2.3 (their bias b inside the tanh is the one of a normed score). The first term tells the
 mechanism what it has read, the second punishes reading it again. w starts at zero, so that training begins with the
-mechanism inside as it is. Coverage joins the keys, which are inside the tanh: every other mechanism whose score is
-additive can be wrapped, with its own state, mixture and loss terms.
+mechanism inside as it is. The paper adds the loss for the last hundredth of the updates, and finds that from the start
+it is in the way: ``weight`` can be a ramp. Coverage joins the keys, which are inside the tanh: every other mechanism
+whose score is additive can be wrapped, with its own state, mixture and loss terms.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from collections.abc import Mapping
 from typing import Annotated, Generic, Literal, Self, TypeVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, model_validator
 from torch import Tensor, nn
 
+from s2s.analysis.diagnostics import from_trace
 from s2s.attention.normalise import wide
+from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.attention.scores import Additive, AdditiveSettings
 from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
 from s2s.settings import AttentionSettings
@@ -39,10 +42,10 @@ REFUSED = {
 class Coverage(Attention):
     """``inner`` with coverage in its additive score of width ``size``, and in the loss with ``weight``."""
 
-    def __init__(self, inner: Attention, size: int, weight: float) -> None:
+    def __init__(self, inner: Attention, size: int, weight: float | Ramp) -> None:
         super().__init__()
-        self.inner, self.weight = inner, weight
-        self.context_size, self.asks_gold = inner.context_size, inner.asks_gold
+        self.inner, self.schedule, self.weight = inner, weight, value_at(weight, 0)
+        self.context_size, self.asks_gold, self.draws = inner.context_size, inner.asks_gold, inner.draws
         self.vector = nn.Parameter(torch.zeros(size))
 
     def prepare(self, memory: Memory) -> Memory:
@@ -69,11 +72,22 @@ class Coverage(Attention):
     def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         return self.inner.statistics(attended, memory, gold)
 
+    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+        """Those of the mechanism inside, and ``again``: the weight on words that were read already."""
+        return self.inner.diagnostics(attended, memory, real) | from_trace(attended, real, "again")
+
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.inner.after_update(totals)
 
     def set_update(self, update: int) -> None:
+        self.weight = value_at(self.schedule, update)
         self.inner.set_update(update)
+
+
+def _not_negative(value: float | Ramp) -> float | Ramp:
+    if min(ends(value)) < 0:
+        raise ValueError("must not be below 0, from start to end")
+    return value
 
 
 class CoverageSettings(AttentionSettings, Generic[A]):
@@ -82,8 +96,8 @@ class CoverageSettings(AttentionSettings, Generic[A]):
     kind: Literal["coverage"]
     inner: A
     """The mechanism; its score is additive."""
-    weight: Annotated[float, Field(ge=0.0)] = 1.0
-    """What reading again counts in the loss, beside the likelihood."""
+    weight: Annotated[float | Ramp, AfterValidator(_not_negative)] = 1.0
+    """What reading again counts in the loss, beside the likelihood; a number, or a ramp."""
 
     @property
     def reads_final(self) -> bool:

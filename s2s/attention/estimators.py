@@ -23,7 +23,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from s2s.attention.normalise import masked_softmax
+from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.interfaces import Attended, Gold, Memory, Totals
+from s2s.products import of_rows
 from s2s.settings import Settings
 
 # --- draws and contexts -----------------------------------------------------------------------------------------------
@@ -69,60 +71,12 @@ def choose(log_weights: Tensor, noise: Tensor | None = None) -> Tensor:
 
 def mean_context(weights: Tensor, values: Tensor) -> Tensor:
     """The soft context (B, T, M): rows of ``values`` (B, S, M) weighted by (B, T, S)."""
-    return weights.to(values.dtype) @ values
+    return of_rows(weights, values)
 
 
 def row_context(choice: Tensor, values: Tensor) -> Tensor:
     """The rows (B, T, M) of ``values`` (B, S, M) at the positions ``choice`` (B, T), exactly as they are."""
     return values.gather(1, choice.unsqueeze(-1).expand(-1, -1, values.size(-1)))
-
-
-# --- schedules --------------------------------------------------------------------------------------------------------
-
-
-class Ramp(Settings):
-    """From one value to another over the first updates: a function of the update number alone."""
-
-    start: float
-    """Value before the first update."""
-    end: float
-    """Value from update ``updates`` on."""
-    updates: Annotated[int, Field(ge=1)]
-    """Updates that the way takes."""
-    shape: Literal["linear", "exponential"] = "linear"
-    """linear: equal steps; exponential: equal factors."""
-
-    @model_validator(mode="after")
-    def _has_factors(self) -> Self:
-        if self.shape == "exponential" and min(self.start, self.end) <= 0:
-            raise ValueError("shape: exponential needs start and end above 0; write shape: linear")
-        return self
-
-
-def value_at(value: float | Ramp, update: int) -> float:
-    """A number as it is; a ramp's value at ``update``."""
-    if not isinstance(value, Ramp):
-        return value
-    way = min(1.0, update / value.updates)
-    if value.shape == "linear":
-        return value.start + (value.end - value.start) * way
-    return float(value.start * (value.end / value.start) ** way)
-
-
-def _ends(value: float | Ramp) -> tuple[float, float]:
-    return (value.start, value.end) if isinstance(value, Ramp) else (value, value)
-
-
-def _positive(value: float | Ramp) -> float | Ramp:
-    if min(_ends(value)) <= 0:
-        raise ValueError("must be above 0 from start to end")
-    return value
-
-
-def _chance(value: float | Ramp) -> float | Ramp:
-    if min(_ends(value)) < 0 or max(_ends(value)) > 1:
-        raise ValueError("must be a probability, between 0 and 1, from start to end")
-    return value
 
 
 # --- estimators -------------------------------------------------------------------------------------------------------
@@ -152,6 +106,8 @@ class Estimator(nn.Module, ABC):
     """What hard attention reads in training, and the terms of the loss that teach it where to look."""
 
     asks_gold = False
+    """See `s2s.interfaces.Attention`."""
+    draws = False
     """See `s2s.interfaces.Attention`."""
     feeds_mean = False
     """True where training feeds the recurrence the soft context, so that evaluation does so too."""
@@ -187,6 +143,7 @@ class Reinforce(Estimator):
     steps instead (Xu 2015, section 4.1): a coin per sentence, (B,) bool, thrown in `start`.
     """
 
+    draws = True
     mean: Tensor
     """The moving baseline: the running mean of l, a buffer that only `after_update` changes."""
 
@@ -231,15 +188,14 @@ class Reinforce(Estimator):
         if self.baseline == "self":
             return earned - gold(attended.trace["mean"]).detach()
         if self.baseline == "moving":
-            earned = earned - self.mean * (earned != 0)  # at padding `gold` is zero
+            earned = earned - self.mean * gold.real  # padding earns nothing, also against a baseline
         return earned.flip(1).cumsum(1).flip(1) if self.reward == "rest" else earned
 
     def statistics(self, attended: Attended, gold: Gold) -> Totals:
         if self.baseline != "moving":
             return {}
         earned = gold().detach()
-        # A word of probability one is taken for padding, which moves the baseline a little and the expectation never.
-        counted = attended.trace["sampled"] & (earned != 0)
+        counted = attended.trace["sampled"] & gold.real
         return {"reward": ((earned * counted).sum(), counted.sum())}
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
@@ -255,6 +211,8 @@ class Gumbel(Estimator):
     Straight through: the weights are one-hot forward and the relaxed sample's backward, so what is read is a row of
     the memory to the last bit while the scores learn from the gradient of the relaxed sample.
     """
+
+    draws = True
 
     def __init__(self, settings: GumbelSettings) -> None:
         super().__init__()
@@ -296,6 +254,18 @@ class Enumerate(Estimator):
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def _positive(value: float | Ramp) -> float | Ramp:
+    if min(ends(value)) <= 0:
+        raise ValueError("must be above 0 from start to end")
+    return value
+
+
+def _chance(value: float | Ramp) -> float | Ramp:
+    if min(ends(value)) < 0 or max(ends(value)) > 1:
+        raise ValueError("must be a probability, between 0 and 1, from start to end")
+    return value
 
 
 class ReinforceSettings(Settings):

@@ -14,9 +14,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from s2s.analysis.diagnostics import from_trace
 from s2s.attention.normalise import AnyFilter, Normaliser, filtered, normalise
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
-from s2s.interfaces import Attended, Attention, Memory
+from s2s.interfaces import Attended, Attention, Memory, Totals
+from s2s.products import of_rows
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
@@ -29,7 +31,7 @@ def read(weights: Tensor, memory: Memory, by: AnyFilter | None, trace: dict[str,
     if by is not None:
         weights, kept = filtered(weights, by)
         trace = {**trace, "kept": kept}
-    context = weights.to(memory.values.dtype) @ memory.values  # (B, T, M)
+    context = of_rows(weights, memory.values)  # (B, T, M)
     return Attended(context, weights, trace=trace if "trace" in memory.want else {})
 
 
@@ -47,6 +49,10 @@ class Global(Attention):
         scores = self.score(query, memory.keys)
         weights = normalise(scores, memory.mask.unsqueeze(1), self.normaliser)  # (B, T, S)
         return read(weights, memory, self.filter, {}), state
+
+    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+        """With a filter, ``kept``: the mass that it left, before any renormalising."""
+        return from_trace(attended, real, "kept")
 
 
 class GlobalSettings(AttentionSettings):

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from s2s.analysis.diagnostics import summed
 from s2s.attention.estimators import AnyEstimator, Estimator, Prior, choose, gumbel_at, mean_context, row_context
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
@@ -46,7 +47,7 @@ class Hard(Attention):
     ) -> None:
         super().__init__()
         self.score, self.estimator, self.evaluate, self.entropy = score, estimator, evaluate, entropy
-        self.context_size, self.asks_gold = memory_size, estimator.asks_gold
+        self.context_size, self.asks_gold, self.draws = memory_size, estimator.asks_gold, estimator.draws
 
     def prepare(self, memory: Memory) -> Memory:
         return memory._replace(keys=self.score.keys(memory.values))
@@ -66,24 +67,27 @@ class Hard(Attention):
         if self.training:
             context, trace = self.estimator.read(prior, memory, state.drawn)
             return Attended(context, prior.weights, None, {"log_weights": log_weights, **trace}), state
-        context, mixture = self._evaluated(prior, memory, state)
+        attended = self._evaluated(prior, memory, state)
         if state.step is not None:
             state = state._replace(step=state.step + query.size(1))
-        return Attended(context, prior.weights, mixture), state
+        return attended, state
 
-    def _evaluated(self, prior: Prior, memory: Memory, state: HardState) -> tuple[Tensor, Mixture | None]:
-        """What the recurrence is fed (B, T, M); and the mixture that is read out, where that is another thing."""
+    def _evaluated(self, prior: Prior, memory: Memory, state: HardState) -> Attended:
+        """What the recurrence is fed; with the mixture that is read out, where that is another thing."""
         if self.evaluate == "marginal":
-            return mean_context(prior.weights, memory.values), Mixture(prior.log_weights)
+            mean = mean_context(prior.weights, memory.values)
+            return Attended(mean, prior.weights, Mixture(prior.log_weights))
         noise = None
         if state.seeds is not None and state.step is not None:
             noise = gumbel_at(state.seeds, state.step, prior.log_weights)
         choice = choose(prior.log_weights, noise)  # (B, T)
+        trace = {"choice": choice} if "trace" in memory.want else {}
         if not self.estimator.feeds_mean:
-            return row_context(choice, memory.values), None
+            return Attended(row_context(choice, memory.values), prior.weights, None, trace)
         only = choice.unsqueeze(-1)  # (B, T, 1): a mixture of one
         certain = torch.zeros_like(only, dtype=prior.log_weights.dtype)
-        return mean_context(prior.weights, memory.values), Mixture(certain, only)
+        mean = mean_context(prior.weights, memory.values)
+        return Attended(mean, prior.weights, Mixture(certain, only), trace)
 
     def penalties(self, attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
         if "log_weights" not in attended.trace:  # in evaluation nothing is learned
@@ -97,6 +101,14 @@ class Hard(Attention):
 
     def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         return self.estimator.statistics(attended, gold) if "log_weights" in attended.trace else {}
+
+    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+        """``chosen``: the probability of the position that was read."""
+        if "choice" not in attended.trace:  # the mixture of all positions is read
+            return {}
+        assert attended.weights is not None
+        chosen = attended.weights.gather(-1, attended.trace["choice"].unsqueeze(-1)).squeeze(-1)  # (B, T)
+        return {"chosen": summed(chosen, real)}
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.estimator.after_update(totals)

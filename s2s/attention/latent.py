@@ -15,10 +15,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from s2s.analysis.diagnostics import from_trace
 from s2s.attention.estimators import mean_context
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
-from s2s.interfaces import Attended, Attention, Memory, Mixture
+from s2s.interfaces import Attended, Attention, Memory, Mixture, Totals
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
@@ -36,17 +37,25 @@ class Latent(Attention):
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         log_weights = masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))  # (B, T, S)
         weights = log_weights.exp()
-        return Attended(mean_context(weights, memory.values), weights, self._mixture(log_weights)), state
+        mixture, kept = self._mixture(log_weights)
+        trace = {"kept": kept.exp().sum(-1)} if self.count is not None and "trace" in memory.want else {}
+        return Attended(mean_context(weights, memory.values), weights, mixture, trace), state
 
-    def _mixture(self, log_weights: Tensor) -> Mixture:
-        """In evaluation always renormalised: what is measured and searched is a distribution."""
+    def _mixture(self, log_weights: Tensor) -> tuple[Mixture, Tensor]:
+        """The mixture, and the prior's log-weights (B, T, N) of its positions.
+
+        In evaluation always renormalised: what is measured and searched is a distribution.
+        """
         if self.count is None or self.count >= log_weights.size(-1):
-            return Mixture(log_weights)
+            return Mixture(log_weights), log_weights
         ordered, positions = log_weights.sort(dim=-1, descending=True, stable=True)  # ties go to the lowest position
         kept = ordered[..., : self.count]  # (B, T, N)
-        if self.renormalise or not self.training:
-            kept = kept.log_softmax(-1)
-        return Mixture(kept, positions[..., : self.count])
+        renormalised = kept.log_softmax(-1) if self.renormalise or not self.training else kept
+        return Mixture(renormalised, positions[..., : self.count]), kept
+
+    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+        """With k, ``kept``: the weight of the positions that are summed over, before it is renormalised."""
+        return from_trace(attended, real, "kept")
 
 
 class LatentSettings(AttentionSettings):

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from s2s.interfaces import PAD, Decoder, Totals
+from s2s.interfaces import PAD, Decoded, Decoder, Memory, Totals
 from s2s.settings import Settings
 
 _BLOCK = 8_000_000
@@ -172,12 +172,16 @@ class TrainingStep(nn.Module):
 
         ``links`` (B, T, S), only where updates are guided: see `guided_loss`.
         """
-        words, gold = target[:, :-1], target[:, 1:]
-        real = gold != PAD
+        words = target[:, :-1]
         if links is None:
             decoded, memory = self.model(source, lengths, words)
         else:
             decoded, memory = self.model(source, lengths, words, frozenset({"weights"}))
+        return self.measure(decoded, memory, target[:, 1:], links)
+
+    def measure(self, decoded: Decoded, memory: Memory, gold: Tensor, links: Tensor | None = None) -> Sums:
+        """The sums of what was decoded already, given the right words (B, T), PAD last."""
+        real = gold != PAD
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
         if decoded.mixture is None:
             features = decoder.features(decoded, memory, real)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from s2s.models.cells import Bahdanau, ConditionalGRU, Luong
 from s2s.models.recurrence import RecurrentLayer
+from s2s.models.rnn_decoder import RNNDecoder
+from s2s.models.seq2seq import Seq2Seq
 
 Array = NDArray[np.float64]
 
@@ -27,6 +33,18 @@ def softmax(x: Array) -> Array:
     """exp(x_i) / sum_j exp(x_j) of one vector."""
     found: Array = np.exp(x) / np.exp(x).sum()
     return found
+
+
+def tanh_readout(matrix: Array, *parts: Array) -> Array:
+    """tanh(W [...])."""
+    found: Array = np.tanh(matrix @ np.concatenate(parts))
+    return found
+
+
+def maxout(matrix: Array, *parts: Array) -> Array:
+    """max(t_{2j-1}, t_{2j}) of t = W [...], one pair after the other."""
+    t = matrix @ np.concatenate(parts)
+    return np.array([max(t[2 * j], t[2 * j + 1]) for j in range(len(t) // 2)])
 
 
 def lstm(layer: RecurrentLayer, x: Array, past: Array, cell: Array) -> tuple[Array, Array]:
@@ -74,3 +92,63 @@ def read(layer: RecurrentLayer, xs: Array, backwards: bool = False) -> tuple[Arr
         h, c = step(layer, xs[place], h, c)
         outputs[place] = h
     return outputs, h, c
+
+
+class Loop:
+    """The decoder of a model as the papers write it: one sentence, one word and one source position at a time.
+
+    Its score is additive. ``readout`` gives h~ of the matrix and what is joined: `tanh_readout` or `maxout`.
+    """
+
+    weights: Array
+    """a (S,) of the last word."""
+    told: Array
+    """The state that the last word was read from."""
+
+    def __init__(self, model: Seq2Seq, source: Tensor, lengths: Tensor, readout: Callable[..., Array]) -> None:
+        assert isinstance(model.decoder, RNNDecoder)
+        self.decoder, memory, self.readout = model.decoder, model.encoder(source, lengths), readout
+        self.rows, self.matrix = array(memory.values[0]), array(self.decoder.wiring.readout.join.weight)
+        first = self.decoder.first(memory)
+        self.h = [array(layer.hidden[0]) for layer in first]
+        self.c = [None if layer.cell is None else array(layer.cell[0]) for layer in first]
+        self.fed = np.zeros(self.decoder.wiring.readout.size)
+
+    def attend(self, query: Array) -> Array:
+        """sum_j a_j h_j with a = softmax(v . tanh(W q + U h_j))."""
+        scorer: Any = self.decoder.attention.score
+        w, u, v = array(scorer.query.weight), array(scorer.source.weight), array(scorer.vector)
+        self.weights = a = softmax(np.array([v @ np.tanh(w @ query + u @ row) for row in self.rows]))
+        return sum((a[j] * row for j, row in enumerate(self.rows)), np.zeros(self.rows.shape[1]))
+
+    def recur(self, layers: nn.ModuleList, x: Array, fed: Array | None) -> Array:
+        """All layers once; the vector that is fed back goes into the bottom one."""
+        for n, layer in enumerate(layers):
+            assert isinstance(layer, RecurrentLayer)
+            self.h[n], self.c[n] = step(layer, x, self.h[n], self.c[n], fed if n == 0 else None)
+            x = self.h[n]
+        return x
+
+    def __call__(self, word: int) -> Array:
+        """Log-probabilities (V,) of the word after this one."""
+        wiring, embedded = self.decoder.wiring, array(self.decoder.embedding.weight[word])
+        if isinstance(wiring, Luong):
+            self.told = self.recur(wiring.recurrence.layers, embedded, self.fed if wiring.feeds_back else None)
+            joined = self.fed = self.readout(self.matrix, self.told, self.attend(self.told))
+        elif isinstance(wiring, Bahdanau):
+            asked = self.h[-1]  # s_{t-1}, from which the paper's maxout reads too
+            context = self.attend(asked)
+            new = self.recur(wiring.recurrence.layers, embedded, context)
+            self.told = asked if self.readout is maxout else new
+            joined = self.readout(self.matrix, self.told, context, embedded)
+        else:
+            assert isinstance(wiring, ConditionalGRU)
+            between, _ = step(wiring.first, embedded, self.h[0], None)
+            context = self.attend(between)
+            self.h[0], _ = step(wiring.second, context, between, None)
+            self.told = self.h[0]
+            joined = self.readout(self.matrix, self.told, context, embedded)
+        assert len(joined) == self.decoder.wiring.readout.size
+        scores = array(self.decoder.output.weight) @ joined + array(self.decoder.output.bias)
+        found: Array = np.log(softmax(scores))
+        return found

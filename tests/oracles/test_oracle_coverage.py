@@ -7,6 +7,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from fixtures import memory_of, random, redrawn
 from formulas import Array, array, softmax
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -23,39 +24,27 @@ H, M = 5, 3
 LENGTHS = (6, 4, 1)
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 QUERY = random(3, 4, H)
 
 
-def built(redrawn: bool = True, **options: Any) -> Attention:
+def built(redraw: bool = True, **options: Any) -> Attention:
     """A mechanism by its settings, in float64, evaluating."""
     attention: Attention = TypeAdapter(AnyAttention).validate_python(options).build(H, M)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in attention.double().eval().parameters():
-            if redrawn:
-                parameter.uniform_(-1, 1, generator=generator)
-    return attention
+    return redrawn(attention, 1.0) if redraw else attention.double().eval()
 
 
-def coverage(redrawn: bool = True, weight: float = 1.0, **score: Any) -> Coverage:
+def coverage(redraw: bool = True, weight: float = 1.0, **score: Any) -> Coverage:
     """Coverage round global attention with an additive score."""
     inner = {"kind": "global", "score": {"kind": "additive", **score}}
-    attention = built(redrawn, kind="coverage", inner=inner, weight=weight)
+    attention = built(redraw, kind="coverage", inner=inner, weight=weight)
     assert isinstance(attention, Coverage)
     return attention
 
 
 def source(attention: Attention, extra: int = 0) -> Memory:
     """Three sentences, padded, with keys; padding is zero."""
-    ends = torch.tensor(LENGTHS)
-    mask = torch.arange(max(LENGTHS) + extra) < ends.unsqueeze(1)
     values = torch.cat([random(3, max(LENGTHS), M, seed=1), torch.zeros(3, extra, M, dtype=torch.float64)], 1)
-    return attention.prepare(Memory(values * mask.unsqueeze(-1), mask, ends))
+    return attention.prepare(memory_of(values, LENGTHS))
 
 
 def attend(attention: Attention, memory: Memory, query: Tensor = QUERY) -> tuple[Attended, Tensor, Tree]:
@@ -154,7 +143,7 @@ def test_oc3_without_its_vector_it_is_the_additive_score(normed: bool) -> None:
     torch.testing.assert_close(found.context, plain.context)
     torch.testing.assert_close(different[:, :1], expected[:, :1])  # nothing was covered yet
     assert not torch.allclose(different[:, 1:], expected[:, 1:])
-    assert not coverage(redrawn=False).vector.any()  # and so it begins
+    assert not coverage(redraw=False).vector.any()  # and so it begins
 
 
 @torch.no_grad()
@@ -298,9 +287,9 @@ def test_under_bf16_what_adds_up_stays_float32(kind: str) -> None:
 # --- location-aware ---------------------------------------------------------------------------------------------------
 
 
-def location_aware(redrawn: bool = True, **options: Any) -> LocationAware:
+def location_aware(redraw: bool = True, **options: Any) -> LocationAware:
     """The mechanism by its settings."""
-    attention = built(redrawn, kind="location-aware", **options)
+    attention = built(redraw, kind="location-aware", **options)
     assert isinstance(attention, LocationAware)
     return attention
 
@@ -333,6 +322,26 @@ def test_location_aware_is_the_formula(options: dict[str, Any]) -> None:
             context = sum((past[j] * array(memory.values[row, j]) for j in range(length)), np.zeros(M))
             np.testing.assert_allclose(array(found.context[row, t]), context, atol=1e-12)
         assert not weights[row, :, length:].any()
+
+
+@torch.no_grad()
+def test_the_loss_may_come_late() -> None:
+    """A ramp from 0 to 1 in two updates, after ten: the loss of the formula times 0, 1/2 and 1."""
+    ramp = {"start": 0.0, "end": 1.0, "updates": 2, "after": 10}
+    attention = built(kind="coverage", inner={"kind": "global", "score": "additive"}, weight=ramp)
+    assert isinstance(attention, Coverage)
+    memory = source(attention)
+    found, weights, _ = attend(attention, memory)
+    for update, share in ((10, 0.0), (11, 0.5), (12, 1.0), (500, 1.0)):
+        attention.set_update(update)
+        expected = np.stack([share * lost(array(rows)) for rows in weights])
+        np.testing.assert_allclose(array(penalty(attention, found, memory)), expected, atol=1e-12)
+
+
+def test_a_loss_below_zero_is_refused() -> None:
+    for weight in (-0.1, {"start": 0.0, "end": -1.0, "updates": 2}):
+        with pytest.raises(ValidationError, match="must not be below 0"):
+            built(kind="coverage", inner={"kind": "global", "score": "additive"}, weight=weight)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import Given, attend, double, memory_of, random, weights_of
 from formulas import array, softmax
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -15,22 +16,12 @@ from torch import Tensor
 from s2s.attention.global_ import Global
 from s2s.attention.local import LocalPredictive, Predicted
 from s2s.attention.normalise import AnyFilter, Normaliser, filtered, masked_softmax, normalise
-from s2s.attention.scores import AnyScore, Cosine, Dot, General, Score
+from s2s.attention.scores import AnyScore, Cosine, Dot, General
 from s2s.config import AnyAttention
-from s2s.interfaces import Attended, Attention, Memory
+from s2s.interfaces import Memory
 
 NORMALISERS: list[Normaliser] = ["softmax", "sparsemax", "entmax15"]
 each_normaliser = pytest.mark.parametrize("normaliser", NORMALISERS)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def double(*values: float) -> Tensor:
-    """Numbers in float64."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def topk(k: int, renormalise: bool = True) -> Any:
@@ -43,38 +34,9 @@ def threshold(theta: float, renormalise: bool = True) -> Any:
     return TypeAdapter(AnyFilter).validate_python({"kind": "threshold", "theta": theta, "renormalise": renormalise})
 
 
-def memory_of(values: Tensor, lengths: tuple[int, ...] | None = None) -> Memory:
-    """Rows (B, S, M), zero behind each sentence; someone wants the trace."""
-    ends = torch.tensor(lengths or (values.size(1),) * values.size(0))
-    mask = torch.arange(values.size(1)) < ends.unsqueeze(1)
-    return Memory(values * mask.unsqueeze(-1), mask, ends, want=frozenset({"trace"}))
-
-
-def attend(attention: Attention, query: Tensor, memory: Memory) -> Attended:
-    """What is read."""
-    memory = attention.prepare(memory)
-    found: Attended = attention(query, memory, attention.start(memory))[0]
-    return found
-
-
-def weights_of(attended: Attended) -> Tensor:
-    """The weights, which are there."""
-    assert attended.weights is not None
-    return attended.weights
-
-
-class Given(Score):
-    """Scores (S,) that do not depend on anything."""
-
-    def __init__(self, scores: Tensor) -> None:
-        super().__init__()
-        self.scores = scores
-
-    def keys(self, values: Tensor) -> Tensor:
-        return values
-
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        return self.scores.expand(query.size(0), query.size(1), -1)
+def traced(values: Tensor, lengths: tuple[int, ...] | None = None) -> Memory:
+    """A memory whose reader wants the trace."""
+    return memory_of(values, lengths, frozenset({"trace"}))
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------
@@ -100,7 +62,7 @@ def test_fixture_of_four_positions(by: Any, kept: float, context: float) -> None
     weights, mass = filtered(double(*ALPHA), by)
     assert float(mass) == pytest.approx(kept, abs=1e-12)
     assert float(weights @ values[0, :, 0]) == pytest.approx(context, abs=1e-12)
-    found = attend(Global(Given(double(*ALPHA).log()), "softmax", 1, by), values[:, :1], memory_of(values))
+    found = attend(Global(Given(double(*ALPHA).log()), "softmax", 1, by), values[:, :1], traced(values))
     assert float(found.trace["kept"]) == pytest.approx(kept, abs=1e-12)
     assert float(found.context) == pytest.approx(context, abs=1e-12)
 
@@ -132,7 +94,7 @@ def test_of2_renormalised_rows_sum_to_one(normaliser: Normaliser, by: Any) -> No
 
 def test_of3_the_best_alone_is_a_copy_and_teaches_the_score_nothing() -> None:
     score, values = General(4, 3, scaled=False).double(), random(2, 6, 3)
-    query, memory = random(2, 5, 4, seed=1).requires_grad_(), memory_of(values, (6, 3))
+    query, memory = random(2, 5, 4, seed=1).requires_grad_(), traced(values, (6, 3))
     found = attend(Global(score, "softmax", 3, topk(1)), query, memory)
     scores = score(query, score.keys(memory.values)).masked_fill(~memory.mask.unsqueeze(1), -math.inf)
     for b, t in np.ndindex(2, 5):
@@ -186,13 +148,13 @@ def test_of_equal_weights_the_first_are_kept() -> None:
 def test_padding_changes_nothing(normaliser: Normaliser, by: Any) -> None:
     attention, query = Global(General(4, 3, scaled=False).double(), normaliser, 3, by), random(3, 5, 4, seed=1)
     values, lengths = random(3, 6, 3), (6, 3, 1)
-    expected = attend(attention, query, memory_of(values, lengths))
-    found = attend(attention, query, memory_of(torch.cat([values, values], 1), lengths))
+    expected = attend(attention, query, traced(values, lengths))
+    found = attend(attention, query, traced(torch.cat([values, values], 1), lengths))
     torch.testing.assert_close(found.context, expected.context, rtol=0, atol=1e-12)
     torch.testing.assert_close(weights_of(found)[..., :6], weights_of(expected), rtol=0, atol=1e-12)
     assert (weights_of(found)[..., 6:] == 0).all()
     for row, length in enumerate(lengths):
-        alone = attend(attention, query[row : row + 1], memory_of(values[row : row + 1, :length]))
+        alone = attend(attention, query[row : row + 1], traced(values[row : row + 1, :length]))
         torch.testing.assert_close(alone.context[0], expected.context[row], rtol=0, atol=1e-12)
 
 
@@ -214,7 +176,7 @@ def test_local_p_is_filtered_after_its_gaussian(by: Any) -> None:
     scores = double(0.1, 0.4, -0.2, 0.3, 0.0, 0.5)
     attention = LocalPredictive(Given(scores), "softmax", 3, 2, predicted, "post", by)
     query = torch.full((1, 1, 1), 100.0, dtype=torch.float64)  # tanh of it is 1
-    found = attend(attention, query, memory_of(random(1, 6, 3)))
+    found = attend(attention, query, traced(random(1, 6, 3)))
     expected = double(0, 0, 0.135755, 0.183250, 0, 0)
     torch.testing.assert_close(weights_of(found)[0, 0], expected, rtol=0, atol=1e-6)
     assert float(found.trace["kept"]) == pytest.approx(0.319005, abs=2e-6)
@@ -226,7 +188,7 @@ def test_a_filter_is_a_setting_of_every_soft_kind(kind: str) -> None:
         settings: Any = TypeAdapter(AnyAttention).validate_python({"kind": kind, "filter": by})
         assert settings.filter.renormalise == by.get("renormalise", True)
         attention = settings.build(4, 3).double()
-        memory = memory_of(random(1, 6, 3))
+        memory = traced(random(1, 6, 3))
         found = attend(attention, 0.1 * random(1, 5, 4, seed=1), memory)
         assert ((weights_of(found) > 0).sum(-1) <= most).all() and found.trace["kept"].shape == (1, 5)
         plain = settings.model_copy(update={"filter": None}).build(4, 3).double()
@@ -266,7 +228,7 @@ def test_cosine_fixture() -> None:
     """q = (1, -1) and rows (1, 0), (0, 1), (1, 1): cosines 1/sqrt 2, -1/sqrt 2 and 0, twice that as scores."""
     values = double(1, 0, 0, 1, 1, 1).view(1, 3, 2)
     attention = Global(cosine(2, 2, sharpness=2.0), "softmax", 2)
-    found = weights_of(attend(attention, double(1, -1).view(1, 1, 2), memory_of(values)))
+    found = weights_of(attend(attention, double(1, -1).view(1, 1, 2), traced(values)))
     torch.testing.assert_close(found[0, 0], double(0.767918, 0.045388, 0.186694), rtol=0, atol=1e-6)
 
 
@@ -300,7 +262,7 @@ def test_cosine_of_nothing_is_zero_without_a_gradient_that_is_not_a_number(memor
     score = cosine(4, memory_size)
     query = torch.cat([torch.zeros(2, 1, 4).double(), random(2, 2, 4)], 1).requires_grad_()
     values = random(2, 5, memory_size, seed=1).requires_grad_()
-    memory = memory_of(values, (5, 2))
+    memory = traced(values, (5, 2))
     scores = score(query, score.keys(memory.values))
     assert (scores[:, 0] == 0).all() and (scores[1, :, 2:] == 0).all()
     torch.autograd.backward(attend(Global(score, "softmax", memory_size), query, memory).context.square().sum())

@@ -9,83 +9,66 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from fixtures import WIRINGS, Given, decoder_of, double, memory_of, random, read_words, recurrent_model, redrawn
 from formulas import Array, array, softmax
 from pydantic import ValidationError
 from torch import Tensor
 
 from s2s.attention import estimators
-from s2s.attention.estimators import Ramp, gumbel, gumbel_at, value_at
+from s2s.attention.estimators import gumbel, gumbel_at
 from s2s.attention.global_ import Global
 from s2s.attention.hard import Hard, HardSettings, HardState
 from s2s.attention.latent import LatentSettings
-from s2s.attention.scores import Score
-from s2s.config import AnyDecoder, AnyEncoder
+from s2s.attention.schedules import Ramp, value_at
 from s2s.interfaces import Attended, Gold, Memory
-from s2s.models.rnn_decoder import RNNDecoder
-from s2s.models.seq2seq import ModelSettings, Seq2Seq
+from s2s.models.seq2seq import Seq2Seq
 from s2s.training.objective import ObjectiveSettings, TrainingStep
 from s2s.tree import take
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def double(*rows: object) -> Tensor:
-    """Rows as a tensor of float64."""
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-class Fixed(Score):
-    """Scores (B, T, S) that are given, whatever is asked."""
-
-    def __init__(self, scores: Tensor) -> None:
-        super().__init__()
-        self.scores = scores
-
-    def keys(self, values: Tensor) -> Tensor:
-        return values[..., :0]
-
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        return self.scores
 
 
 def hard(scores: Tensor, memory_size: int, **options: Any) -> Hard:
     """Hard attention in training mode, by its settings, over given scores."""
     built = HardSettings.model_validate({"kind": "hard", **options}).build(1, memory_size)
-    built.score = Fixed(scores)
+    built.score = Given(scores)
     return built.double().train()
-
-
-def remember(values: Tensor, lengths: tuple[int, ...] | None = None) -> Memory:
-    """A memory of these values (B, S, M)."""
-    ends = torch.tensor(lengths or (values.size(1),) * values.size(0))
-    return Memory(values, torch.arange(values.size(1)) < ends.unsqueeze(1), ends)
 
 
 def attend(attention: Hard, values: Tensor, steps: int = 1) -> tuple[Attended, Memory]:
     """What T steps from the start read."""
-    memory = attention.prepare(remember(values))
+    memory = attention.prepare(memory_of(values))
     query = values.new_zeros(values.size(0), steps, 1)
     attended, _ = attention(query, memory, attention.start(memory))
     return attended, memory
 
 
+@dataclass(frozen=True)
+class Answers:
+    """A `Gold` whose answer is a function of the context, by default of the one that was read; all words are real."""
+
+    attended: Attended
+    answer: Callable[[Tensor], Tensor]
+    real: Tensor
+
+    def __call__(self, context: Tensor | None = None) -> Tensor:
+        return self.answer(self.attended.context if context is None else context)
+
+
+def answers(attended: Attended, answer: Callable[[Tensor], Tensor], real: Tensor | None = None) -> Gold:
+    """The same, perhaps with some of the words (B, T) padding."""
+    everywhere = torch.ones(attended.context.shape[:2], dtype=torch.bool)
+    return Answers(attended, answer, everywhere if real is None else real)
+
+
 def by_readout(attended: Attended, words: Tensor, right: int) -> Gold:
     """``gold`` of a readout that is one softmax over ``words`` (V, M) times the context."""
-
-    def gold(context: Tensor | None = None) -> Tensor:
-        read = attended.context if context is None else context
-        return (read @ words.T).log_softmax(-1)[..., right]
-
-    return gold
+    return answers(attended, lambda context: (context @ words.T).log_softmax(-1)[..., right])
 
 
 def loss_of(attention: Hard, attended: Attended, memory: Memory, gold: Gold) -> Tensor:
@@ -113,9 +96,7 @@ def test_oh1_the_bound_and_its_gradient() -> None:
     attention = hard(scores, 2, estimator="enumerate")
     attended, memory = attend(attention, torch.eye(2, dtype=torch.float64).unsqueeze(0))
     logs = double(-1, -3)
-    loss = loss_of(
-        attention, attended, memory, lambda context=None: (attended.context if context is None else context) @ logs
-    )
+    loss = loss_of(attention, attended, memory, answers(attended, lambda context: context @ logs))
     torch.testing.assert_close(-loss, double(-1.6)[0])
     (gradient,) = torch.autograd.grad(-loss, scores)
     torch.testing.assert_close(gradient[0, 0], double(0.42, -0.42))
@@ -224,33 +205,12 @@ def test_oh3_baselines_lower_the_variance(monkeypatch: pytest.MonkeyPatch) -> No
 
 SOURCE, LENGTHS = torch.tensor([[4, 5, 2], [6, 2, 0]]), torch.tensor([3, 2])
 TARGET = torch.tensor([[1, 4, 2], [1, 5, 2]])
-WIRINGS: dict[str, dict[str, Any]] = {
-    "luong": {"wiring": "luong", "input_feeding": False},
-    "luong-feeding": {"wiring": "luong"},
-    "bahdanau": {"wiring": "bahdanau"},
-    "cgru": {"wiring": "cgru"},
-}
 
 
 def build(attention: dict[str, Any], **order: Any) -> Seq2Seq:
     """A small model in float64 and training mode, without dropout; the same weights for every kind."""
-    decoder = {"kind": "rnn", "size": 4, "cell": "gru", "start": "mean", "attention": attention, **order}
-    page = {"embedding": 3, "tie": "none", "dropout": 0.0, "decoder": decoder}
-    settings = ModelSettings[AnyEncoder, AnyDecoder].model_validate(
-        {**page, "encoder": {"kind": "rnn", "size": 4, "cell": "gru"}}
-    )
-    model = settings.build(7, 7).double().train()
-    generator = torch.Generator().manual_seed(6)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-0.9, 0.9, generator=generator)
-    return model
-
-
-def decoder_of(model: Seq2Seq) -> RNNDecoder:
-    """The decoder, known to be a recurrent one."""
-    assert isinstance(model.decoder, RNNDecoder)
-    return model.decoder
+    model = recurrent_model((7, 7), {}, {"size": 4, "attention": attention, **order})
+    return redrawn(model, 0.9, seed=6).train()
 
 
 def reading(model: Seq2Seq, **parts: Tensor) -> dict[str, Any]:
@@ -264,16 +224,6 @@ def reading(model: Seq2Seq, **parts: Tensor) -> dict[str, Any]:
         "sums": sums,
         "gradient": {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
     }
-
-
-def read_words(model: Seq2Seq, decoded: Any, memory: Memory, place: tuple[int, int], position: int) -> Array:
-    """p(y | h_position) (V,) at one target position, written out."""
-    decoder = decoder_of(model)
-    parts = [decoded.unread.hidden[place], memory.values[place[0], position]]
-    if decoded.unread.embedded is not None:
-        parts.append(decoded.unread.embedded[place])
-    joined = np.tanh(array(decoder.wiring.readout.join.weight) @ np.concatenate([array(part) for part in parts]))
-    return softmax(array(decoder.output.weight) @ joined + array(decoder.output.bias))
 
 
 def enumerated(model: Seq2Seq) -> tuple[float, float]:
@@ -409,16 +359,63 @@ def test_the_moving_baseline_is_a_running_mean_of_sampled_words() -> None:
     attention = hard(random(2, 3, S), M, estimator={"kind": "reinforce", "baseline": "moving", "soft_mixing": 0.0})
     assert attention.estimator.mean.dtype == torch.float64 and "estimator.mean" in attention.state_dict()
     attended, memory = attend(attention, random(2, S, M), 3)
-    given = double((-1, -2, -4), (-3, 0, 0))  # the last two are padding
-    totals = attention.statistics(attended, memory, lambda context=None: given)
-    assert {name: (float(total), int(count)) for name, (total, count) in totals.items()} == {"reward": (-10.0, 4)}
+    given, real = double((-1, -2, -4), (-3, 0, 0)), torch.tensor([[True, True, True], [True, True, False]])
+    totals = attention.statistics(attended, memory, answers(attended, lambda context: given, real))
+    assert {name: (float(total), int(count)) for name, (total, count) in totals.items()} == {"reward": (-10.0, 5)}
     assert attention.estimator.mean == 0
-    for expected in (-0.25, 0.9 * -0.25 - 0.25):
-        attention.after_update({"reward": (-10.0, 4.0)})
+    for expected in (-0.2, 0.9 * -0.2 - 0.2):
+        attention.after_update({"reward": (-10.0, 5.0)})
         assert float(attention.estimator.mean) == pytest.approx(expected, abs=1e-12)
     attention.after_update({"reward": (0.0, 0.0)})  # no word was sampled
     attention.after_update({})
-    assert float(attention.estimator.mean) == pytest.approx(-0.475, abs=1e-12)
+    assert float(attention.estimator.mean) == pytest.approx(-0.38, abs=1e-12)
+
+
+@pytest.mark.parametrize("reward", ["word", "rest"])
+def test_a_word_of_probability_one_is_no_padding(reward: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log-likelihood is exactly zero, as at padding; the gradient is unbiased all the same.
+
+    Two sentences of one word, all positions tried: log p(right word | h_z) is 0, -1, -3, -2 of z = 0, 1, 2, 3.
+    """
+    logs, alpha = double(0, -1, -3, -2), softmax(array(SCORES))
+    options = {"kind": "reinforce", "baseline": "moving", "reward": reward, "soft_mixing": 0.0}
+    choose_always(monkeypatch, torch.arange(S).unsqueeze(1))
+    scores = SCORES.expand(S, 1, S).clone().requires_grad_()
+    attention = hard(scores, S, estimator=options)
+    with torch.no_grad():
+        attention.estimator.mean.fill_(-1.5)
+    attended, memory = attend(attention, torch.eye(S, dtype=torch.float64).expand(S, S, S))
+    gold = answers(attended, lambda context: context.detach() @ logs)
+    (slopes,) = torch.autograd.grad(attention.penalties(attended, memory, gold)["reinforce"].sum(), scores)
+    found = sum(alpha[z] * array(slopes[z, 0]) for z in range(S))
+    mean = sum(alpha[z] * float(logs[z]) for z in range(S))
+    np.testing.assert_allclose(found, [-alpha[z] * (float(logs[z]) - mean) for z in range(S)], rtol=0, atol=1e-12)
+    total, count = attention.statistics(attended, memory, gold)["reward"]
+    assert (float(total), int(count)) == (-6.0, 4)
+
+
+def test_the_rest_of_a_sentence_ends_with_it() -> None:
+    """Under a moving baseline nothing is earned at padding, so no word before it is blamed for that."""
+    real, given = torch.tensor([[True, True, False]]), double((-1, 0, 0))
+    attention = hard(random(1, 3, S), M, estimator={"kind": "reinforce", "baseline": "moving", "reward": "rest"})
+    with torch.no_grad():
+        attention.estimator.mean.fill_(-0.4)
+    attended, _ = attend(attention, random(1, S, M), 3)
+    advantage = attention.estimator._advantage(attended, answers(attended, lambda context: given, real))
+    np.testing.assert_allclose(array(advantage), [[-0.6 + 0.4, 0.4, 0.0]], rtol=0, atol=1e-12)
+
+
+def test_gold_knows_which_words_are_real(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build({"kind": "hard", "estimator": {"kind": "reinforce", "baseline": "moving"}}, **WIRINGS["luong"])
+    heard: list[Gold] = []
+
+    def listen(attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
+        heard.append(gold)
+        return {}
+
+    monkeypatch.setattr(decoder_of(model).attention, "penalties", listen)
+    reading(model, target=torch.tensor([[1, 4, 5, 2], [1, 2, 0, 0]]))
+    assert heard[0].real.tolist() == [[True, True, True], [True, False, False]]
 
 
 def test_the_moving_baseline_of_a_float32_model_is_float32() -> None:
@@ -446,7 +443,7 @@ def test_a_coin_per_sentence_is_thrown_at_the_start() -> None:
     count, steps = 400, 3
     values = random(count, S, M)
     attention = hard(random(count, steps, S), M, estimator={"kind": "reinforce", "baseline": "self"})
-    memory = attention.prepare(remember(values))
+    memory = attention.prepare(memory_of(values))
     state = attention.start(memory)
     assert state.drawn is not None and state.drawn.shape == (count,)
     attended, after = attention(values.new_zeros(count, steps, 1), memory, state)
@@ -468,7 +465,7 @@ def test_a_coin_per_sentence_is_thrown_at_the_start() -> None:
 def test_soft_mixing_of_one_is_soft_attention() -> None:
     scores, values = random(2, 3, S), random(2, S, M)
     attended, _ = attend(hard(scores, M, estimator={"kind": "reinforce", "soft_mixing": 1.0}), values, 3)
-    expected, _ = Global(Fixed(scores), "softmax", M)(values[:, :3], remember(values), ())
+    expected, _ = Global(Given(scores), "softmax", M)(values[:, :3], memory_of(values), ())
     torch.testing.assert_close(attended.context, expected.context)
 
 
@@ -588,7 +585,7 @@ def test_oh7_a_mixture_of_inputs_is_not_a_mixture_of_outputs() -> None:
         chances = [1 / (1 + math.exp(-float(values[0, place, 0]))) for place in places]
         return sum(math.exp(w) * p for w, p in zip(log_weights.flatten().tolist(), chances, strict=True))
 
-    soft, _ = Global(Fixed(scores), "softmax", 1)(values[:, :1], remember(values), ())
+    soft, _ = Global(Given(scores), "softmax", 1)(values[:, :1], memory_of(values), ())
     assert read(soft) == pytest.approx(0.5, abs=1e-9)
     for estimator in ("reinforce", "gumbel", "enumerate"):
         found = {
@@ -597,8 +594,8 @@ def test_oh7_a_mixture_of_inputs_is_not_a_mixture_of_outputs() -> None:
         }
         assert found == pytest.approx({"argmax": 0.119203, "marginal": 0.452551}, abs=1e-6)
     latent = LatentSettings(kind="latent").build(1, 1)
-    latent.score = Fixed(scores)
-    assert read(latent(values[:, :1], remember(values), ())[0]) == pytest.approx(0.452551, abs=1e-6)
+    latent.score = Given(scores)
+    assert read(latent(values[:, :1], memory_of(values), ())[0]) == pytest.approx(0.452551, abs=1e-6)
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -642,8 +639,8 @@ def test_in_evaluation_the_likeliest_position_is_read_and_the_lowest_of_several(
         assert attended.mixture.positions[0, :, 0].tolist() == [1, 0] and (attended.mixture.log_weights == 0).all()
     else:
         assert attended.mixture is None and attended.context[0].equal(rows)
-    assert not attention.penalties(attended, memory, lambda context=None: attended.context[..., 0])
-    assert not attention.statistics(attended, memory, lambda context=None: attended.context[..., 0])
+    gold = answers(attended, lambda context: context[..., 0])
+    assert not attention.penalties(attended, memory, gold) and not attention.statistics(attended, memory, gold)
 
 
 @torch.no_grad()
@@ -653,7 +650,7 @@ def test_samples_in_evaluation_are_functions_of_the_state() -> None:
     settings = HardSettings.model_validate({"kind": "hard", "estimator": "reinforce", "evaluate": "sample"})
     attention = settings.build(3, M).double().eval()
     query, values = random(40, 6, 3), random(40, S, M, seed=1)
-    memory = attention.prepare(remember(values))
+    memory = attention.prepare(memory_of(values))
     state = attention.start(memory)
     whole, after = attention(query, memory, state)
     assert (after.step == 6).all() and after.seeds.equal(state.seeds)
@@ -670,7 +667,7 @@ def test_samples_in_evaluation_are_functions_of_the_state() -> None:
     torch.testing.assert_close(there.context, whole.context[rows, 2:])
 
     wider = torch.cat([values, torch.zeros(40, 3, M).double()], 1)
-    padded = attention.prepare(remember(wider, (S,) * 40))
+    padded = attention.prepare(memory_of(wider, (S,) * 40))
     torch.testing.assert_close(attention(query, padded, state)[0].context, whole.context)
 
     again, _ = attention(query, memory, attention.start(memory))
@@ -684,9 +681,9 @@ def test_samples_in_evaluation_are_functions_of_the_state() -> None:
 def test_the_entropy_bonus_is_its_formula() -> None:
     scores = random(2, 3, S).requires_grad_()
     attention = hard(scores, M, estimator="gumbel", entropy=0.3)
-    memory = attention.prepare(remember(random(2, S, M), (S, 2)))
+    memory = attention.prepare(memory_of(random(2, S, M), (S, 2)))
     attended, _ = attention(torch.zeros(2, 3, 1).double(), memory, attention.start(memory))
-    terms = attention.penalties(attended, memory, lambda context=None: attended.context[..., 0])
+    terms = attention.penalties(attended, memory, answers(attended, lambda context: context[..., 0]))
     assert list(terms) == ["entropy"] and terms["entropy"].shape == (2, 3)
     for b, t in np.ndindex(2, 3):
         real = S if b == 0 else 2
@@ -704,6 +701,8 @@ def test_ramps_are_functions_of_the_update_alone() -> None:
     assert [value_at(linear, n) for n in (0, 1, 5, 10, 11, 900)] == pytest.approx([1, 0.95, 0.75, 0.5, 0.5, 0.5])
     cooling = Ramp(start=1.0, end=0.01, updates=4, shape="exponential")
     assert [value_at(cooling, n) for n in (0, 1, 2, 4, 5)] == pytest.approx([1, 0.1**0.5, 0.1, 0.01, 0.01])
+    late = Ramp(start=0.0, end=1.0, updates=2, after=10)
+    assert [value_at(late, n) for n in (1, 10, 11, 12, 13)] == [0.0, 0.0, 0.5, 1.0, 1.0]
     assert value_at(0.3, 7) == 0.3
 
 
@@ -716,7 +715,7 @@ def test_schedules_reach_the_estimators() -> None:
         mixed.set_update(update)
         assert warm.estimator.temperature == pytest.approx(temperature)
         assert mixed.estimator.soft_mixing == pytest.approx(mixing)
-    assert mixed.start(remember(random(2, S, M))) == HardState(None, None, None)
+    assert mixed.start(memory_of(random(2, S, M))) == HardState(None, None, None)
 
 
 @pytest.mark.parametrize("estimator", ["reinforce", "gumbel", "enumerate"])
@@ -726,10 +725,10 @@ def test_under_bf16_scores_and_terms_stay_float32(estimator: str) -> None:
     attention = settings.build(3, M).train()
     values, words = random(2, S, M).bfloat16(), WORDS.float()
     with torch.autocast("cpu", torch.bfloat16):
-        memory = attention.prepare(remember(values))
+        memory = attention.prepare(memory_of(values))
         attended, _ = attention(random(2, 3, 3).float(), memory, attention.start(memory))
-        gold = by_readout(attended, words, RIGHT)
-        terms = attention.penalties(attended, memory, lambda context=None: gold(context).float())
+        gold = answers(attended, lambda context: (context @ words.T).log_softmax(-1)[..., RIGHT].float())
+        terms = attention.penalties(attended, memory, gold)
     assert attended.context.dtype == torch.bfloat16 and attended.weights is not None
     assert attended.weights.dtype == torch.float32 and all(term.dtype == torch.float32 for term in terms.values())
     assert all(term.isfinite().all() for term in terms.values())

@@ -9,55 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import Array, array, softmax
+from fixtures import WIRINGS, Given, double, memory_of, random, read_words, recurrent_model, redrawn
+from formulas import Array, array
 from pydantic import ValidationError
 from torch import Tensor
 
 from s2s.attention.latent import Latent, LatentSettings
-from s2s.attention.scores import Score
-from s2s.config import AnyDecoder, AnyEncoder
 from s2s.interfaces import BOS, EOS, UNK, Attended, Memory
-from s2s.models.rnn_decoder import RNNDecoder
-from s2s.models.seq2seq import ModelSettings, Seq2Seq
+from s2s.models.seq2seq import Seq2Seq
 from s2s.search.beam import SearchSettings, beam_search
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def double(*numbers: float) -> Tensor:
-    """Numbers as a vector of float64."""
-    return torch.tensor(numbers, dtype=torch.float64)
-
-
-class Fixed(Score):
-    """Scores (B, T, S) that are given, whatever is asked."""
-
-    def __init__(self, scores: Tensor) -> None:
-        super().__init__()
-        self.scores = scores
-
-    def keys(self, values: Tensor) -> Tensor:
-        return values[..., :0]
-
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        return self.scores
 
 
 def latent(scores: Tensor, **options: Any) -> Latent:
     """Latent attention in training mode, by its settings, over given scores."""
     built = LatentSettings.model_validate({"kind": "latent", **options}).build(1, 2)
-    built.score = Fixed(scores)
+    built.score = Given(scores)
     return built.double().train()
 
 
 def attend(attention: Latent, values: Tensor, length: int | None = None) -> Attended:
     """What is read of values (1, S, M), of which ``length`` are real."""
-    lengths = torch.tensor([length or values.size(1)])
-    memory = attention.prepare(Memory(values, torch.arange(values.size(1)) < lengths.unsqueeze(1), lengths))
+    memory = attention.prepare(memory_of(values, (length or values.size(1),)))
     attended, state = attention(values[:, :1], memory, attention.start(memory))
     assert state == ()
     return attended
@@ -151,37 +124,13 @@ def test_renormalise_belongs_to_k() -> None:
 SOURCE, LENGTHS = torch.tensor([[4, 5, 6, 2], [7, 5, 2, 0]]), torch.tensor([4, 3])
 TARGET = torch.tensor([[1, 4, 5, 2], [1, 6, 2, 0]])
 WORDS = 9
-WIRINGS: dict[str, dict[str, Any]] = {
-    "luong": {"wiring": "luong", "input_feeding": False},
-    "luong-feeding": {"wiring": "luong"},
-    "bahdanau": {"wiring": "bahdanau"},
-    "cgru": {"wiring": "cgru"},
-}
 each_wiring = pytest.mark.parametrize("wiring", WIRINGS)
 
 
 def build(attention: dict[str, Any], **order: Any) -> Seq2Seq:
     """A small model in float64 and evaluation mode; the same weights for every kind."""
-    decoder = {"kind": "rnn", "size": 4, "cell": "gru", "start": "mean", "attention": attention, **order}
-    encoder = {"kind": "rnn", "size": 4, "cell": "gru"}
-    page = {"embedding": 3, "tie": "none", "dropout": 0.0, "encoder": encoder, "decoder": decoder}
-    model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(WORDS, WORDS).double().eval()
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-1.2, 1.2, generator=generator)
-    return model
-
-
-def read_words(model: Seq2Seq, decoded: Any, memory: Memory, place: tuple[int, int], position: int) -> Array:
-    """p(y | h_position) (V,) at one target position, written out."""
-    decoder = model.decoder
-    assert isinstance(decoder, RNNDecoder)
-    parts = [decoded.unread.hidden[place], memory.values[place[0], position]]
-    if decoded.unread.embedded is not None:
-        parts.append(decoded.unread.embedded[place])
-    joined = np.tanh(array(decoder.wiring.readout.join.weight) @ np.concatenate([array(part) for part in parts]))
-    return softmax(array(decoder.output.weight) @ joined + array(decoder.output.bias))
+    model = recurrent_model((WORDS, WORDS), {}, {"size": 4, "attention": attention, **order})
+    return redrawn(model, 1.2, seed=2)
 
 
 def kept(alpha: Array, k: int | None) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import Given, attend, double, memory_of, random, redrawn, weights_of
 from formulas import Array, array, sigma, softmax
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -15,9 +16,9 @@ from torch import Tensor
 from s2s.attention.global_ import Global
 from s2s.attention.local import LocalMonotonic, LocalPredictive, Predicted
 from s2s.attention.normalise import Normaliser
-from s2s.attention.scores import Dot, General, Location, Score
+from s2s.attention.scores import Dot, General, Location
 from s2s.config import AnyAttention
-from s2s.interfaces import Attended, Attention, Memory
+from s2s.interfaces import Attention, Memory
 from s2s.tree import Tree, take
 
 LENGTHS = (6, 4, 1)
@@ -27,55 +28,17 @@ each_gauss = pytest.mark.parametrize("gauss", ["post", "pre", "renorm", "off"])
 each_formula = pytest.mark.parametrize("formula", ["paper", "code"])
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def memory_of(lengths: tuple[int, ...] = LENGTHS, size: int = 3, padding: int = 0) -> Memory:
+def sentences(lengths: tuple[int, ...] = LENGTHS, size: int = 3, padding: int = 0) -> Memory:
     """Random rows, zero behind each sentence and in ``padding`` more columns; someone wants the trace."""
-    ends, longest = torch.tensor(lengths), max(lengths)
-    mask = torch.arange(longest + padding) < ends.unsqueeze(1)
-    values = torch.nn.functional.pad(random(len(lengths), longest, size, seed=1), (0, 0, 0, padding))
-    return Memory(values * mask.unsqueeze(-1), mask, ends, want=frozenset({"trace"}))
+    values = torch.nn.functional.pad(random(len(lengths), max(lengths), size, seed=1), (0, 0, 0, padding))
+    return memory_of(values, lengths, frozenset({"trace"}))
 
 
 def build(size: int = 5, memory: int = 3, **options: Any) -> Attention:
     """A kind by its settings, in float64 and redrawn."""
     settings: Any = TypeAdapter(AnyAttention).validate_python(options)
-    built: Attention = settings.build(size, memory).double().eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in built.parameters():
-            parameter.uniform_(-0.8, 0.8, generator=generator)
-    return built
-
-
-def attend(attention: Attention, query: Tensor, memory: Memory) -> Attended:
-    """What is read from the start of the sentence on."""
-    memory = attention.prepare(memory)
-    found: Attended = attention(query, memory, attention.start(memory))[0]
-    return found
-
-
-def weights_of(attended: Attended) -> Tensor:
-    """The weights, which are there."""
-    assert attended.weights is not None
-    return attended.weights
-
-
-class Given(Score):
-    """Scores that do not depend on anything."""
-
-    def __init__(self, scores: list[float]) -> None:
-        super().__init__()
-        self.scores = torch.tensor(scores, dtype=torch.float64)
-
-    def keys(self, values: Tensor) -> Tensor:
-        return values
-
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        return self.scores.expand(query.size(0), query.size(1), -1)
+    built: Attention = settings.build(size, memory)
+    return redrawn(built, 0.8)
 
 
 def positions(centre: int, window: int, length: int) -> list[int]:
@@ -97,8 +60,8 @@ def aligned(scores: Array, window: list[int]) -> Array:
 @each_normaliser
 def test_olm1_a_window_as_wide_as_the_source_is_global(normaliser: Normaliser) -> None:
     score, query = General(5, 3, scaled=False).double(), random(3, 8, 5)
-    expected = attend(Global(score, normaliser, 3), query, memory_of())
-    found = attend(LocalMonotonic(score, normaliser, 3, window=6), query, memory_of())
+    expected = attend(Global(score, normaliser, 3), query, sentences())
+    found = attend(LocalMonotonic(score, normaliser, 3, window=6), query, sentences())
     torch.testing.assert_close(weights_of(found), weights_of(expected), rtol=0, atol=1e-15)
     torch.testing.assert_close(found.context, expected.context, rtol=0, atol=1e-14)
 
@@ -106,7 +69,7 @@ def test_olm1_a_window_as_wide_as_the_source_is_global(normaliser: Normaliser) -
 @torch.no_grad()
 @pytest.mark.parametrize("window", [0, 1, 2, 5])
 def test_olm2_the_weights_are_a_softmax_inside_the_window(window: int) -> None:
-    score, query, memory = General(5, 3, scaled=False).double(), random(3, 9, 5), memory_of()
+    score, query, memory = General(5, 3, scaled=False).double(), random(3, 9, 5), sentences()
     found = attend(LocalMonotonic(score, "softmax", 3, window), query, memory)
     scores = array(score(query, score.keys(memory.values)))
     for b, length in enumerate(LENGTHS):
@@ -125,7 +88,7 @@ def test_olm2_the_weights_are_a_softmax_inside_the_window(window: int) -> None:
 @each_normaliser
 def test_olm2_other_normalisers_see_the_window_alone(normaliser: Normaliser) -> None:
     """What stands outside the window could as well not be there."""
-    memory, query = memory_of((6,)), random(1, 4, 5)
+    memory, query = sentences((6,)), random(1, 4, 5)
     attention = LocalMonotonic(General(5, 3, scaled=False).double(), normaliser, 3, window=1)
     found = weights_of(attend(attention, query, memory))
     for t in range(4):
@@ -139,7 +102,7 @@ def test_olm2_other_normalisers_see_the_window_alone(normaliser: Normaliser) -> 
 @torch.no_grad()
 @each_normaliser
 def test_olm3_a_window_of_one_is_a_copy_of_its_position(normaliser: Normaliser) -> None:
-    memory = memory_of()
+    memory = sentences()
     for seed in range(2):  # whatever the scores are
         query = 50 * random(3, 9, 5, seed=seed)
         found = attend(LocalMonotonic(General(5, 3, scaled=False).double(), normaliser, 3, 0), query, memory)
@@ -153,7 +116,7 @@ def test_olm3_a_window_of_one_is_a_copy_of_its_position(normaliser: Normaliser) 
 @torch.no_grad()
 def test_olm4_past_the_end_the_last_window_is_read() -> None:
     query, window = random(3, 1, 5).expand(-1, 12, -1), 2
-    attended = attend(LocalMonotonic(General(5, 3, scaled=False).double(), "softmax", 3, window), query, memory_of())
+    attended = attend(LocalMonotonic(General(5, 3, scaled=False).double(), "softmax", 3, window), query, sentences())
     found = weights_of(attended)
     for b, length in enumerate(LENGTHS):
         for t in range(length, 12):
@@ -186,11 +149,11 @@ ASKING = torch.full((1, 1, 1), 100.0, dtype=torch.float64)  # tanh of it is 1
 @torch.no_grad()
 def fixture(gauss: Any, window: int = 2) -> list[float]:
     """The weights of a sentence of six whose predicted position is 3.3."""
-    attention = LocalPredictive(Given(SCORES), "softmax", 3, window, predicting(3.3 / 6), gauss)
-    found = attend(attention, ASKING, memory_of((6,)))
+    attention = LocalPredictive(Given(double(*SCORES)), "softmax", 3, window, predicting(3.3 / 6), gauss)
+    found = attend(attention, ASKING, sentences((6,)))
     assert float(found.trace["centre"]) == pytest.approx(3.3)
     weights: list[float] = weights_of(found)[0, 0].tolist()
-    expected = sum(weight * array(memory_of((6,)).values[0, s]) for s, weight in enumerate(weights))
+    expected = sum(weight * array(sentences((6,)).values[0, s]) for s, weight in enumerate(weights))
     np.testing.assert_allclose(array(found.context[0, 0]), expected, rtol=0, atol=1e-12)
     return weights
 
@@ -232,7 +195,7 @@ def by_hand(scores: Array, position: float, window: int, gauss: str) -> Array:
 def test_olp1_the_definition_in_loops(gauss: str, formula: str, window: int) -> None:
     attention = build(kind="local-p", gauss=gauss, position=formula, window=window)
     assert isinstance(attention, LocalPredictive)
-    query, memory = 2 * random(3, 7, 5), memory_of()
+    query, memory = 2 * random(3, 7, 5), sentences()
     found = attend(attention, query, memory)
     scores = array(attention.score(query, attention.score.keys(memory.values)))
     w, v = array(attention.predicted.hidden.weight), array(attention.predicted.vector)
@@ -251,7 +214,7 @@ def test_olp1_the_definition_in_loops(gauss: str, formula: str, window: int) -> 
 @each_formula
 def test_olp2_the_sum_is_at_most_one(formula: str) -> None:
     attention = build(kind="local-p", position=formula, window=2)
-    total = weights_of(attend(attention, random(3, 20, 5), memory_of())).sum(-1)
+    total = weights_of(attend(attention, random(3, 20, 5), sentences())).sum(-1)
     assert (total[:2] < 1).all() and (total[:2] > 0).all()
     if formula == "code":  # the only position of a sentence of one is where it is predicted
         assert (total[2] == 1).all()
@@ -265,7 +228,7 @@ def test_olp3_without_a_vector_the_middle_is_predicted(formula: str, expected: l
     attention = build(kind="local-p", position=formula)
     assert isinstance(attention, LocalPredictive)
     attention.predicted.vector.zero_()
-    found = attend(attention, random(3, 4, 5), memory_of()).trace["centre"]
+    found = attend(attention, random(3, 4, 5), sentences()).trace["centre"]
     assert found.tolist() == [[middle] * 4 for middle in expected]
 
 
@@ -273,7 +236,7 @@ def test_olp3_without_a_vector_the_middle_is_predicted(formula: str, expected: l
 def test_olp4_the_position_learns_through_the_gaussian_alone(gauss: str) -> None:
     attention = build(kind="local-p", gauss=gauss, window=2)
     assert isinstance(attention, LocalPredictive)
-    query, memory, wanted = random(3, 4, 5), memory_of(), random(3, 4, 3, seed=2)
+    query, memory, wanted = random(3, 4, 5), sentences(), random(3, 4, 3, seed=2)
 
     def value() -> tuple[Tensor, Tensor]:
         attended = attend(attention, query, memory)
@@ -310,8 +273,46 @@ def test_olp5_a_window_without_end_is_global(gauss: str, normaliser: Normaliser)
     attention = build(kind="local-p", gauss=gauss, normaliser=normaliser, window=1_000_000)
     assert isinstance(attention, LocalPredictive)
     query = random(3, 5, 5)
-    expected = weights_of(attend(Global(attention.score, normaliser, 3), query, memory_of()))
-    torch.testing.assert_close(weights_of(attend(attention, query, memory_of())), expected, rtol=0, atol=1e-9)
+    expected = weights_of(attend(Global(attention.score, normaliser, 3), query, sentences()))
+    torch.testing.assert_close(weights_of(attend(attention, query, sentences())), expected, rtol=0, atol=1e-9)
+
+
+# --- a window that changes --------------------------------------------------------------------------------------------
+
+RAMP = {"start": 4, "end": 1, "updates": 6}
+WIDTHS = {0: 4, 1: 4, 2: 3, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1, 900: 1}
+"""4 - 3 n / 6 at update n to the nearest whole number, halves up."""
+
+
+@pytest.mark.parametrize("options", [{"kind": "local-m"}, *({"kind": "local-p", "gauss": g} for g in ("post", "pre"))])
+def test_at_every_update_a_ramp_is_a_window_of_its_width(options: dict[str, Any]) -> None:
+    """The same weights, context and gradients, in any order of the updates: a function of their number alone."""
+    query = random(3, 8, 5)
+    for update in (3, 0, 900, 2, 1, 7, 6, 5, 4):
+        found, expected = build(**options, window=RAMP), build(**options, window=WIDTHS[update])
+        found.set_update(update)
+        expected.set_update(update)
+        read = [attend(attention, query, sentences()) for attention in (found, expected)]
+        assert torch.equal(weights_of(read[0]), weights_of(read[1])) and torch.equal(read[0].context, read[1].context)
+        for attention, attended in zip((found, expected), read, strict=True):
+            torch.autograd.backward(attended.context.square().sum())
+            assert all(parameter.grad is not None for parameter in attention.parameters())
+        for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(one.grad, other.grad)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["local-m", "local-p"])
+def test_the_window_goes_with_the_weights(kind: str) -> None:
+    """A model that is loaded reads as it did when it was saved; a window of one width is not part of a checkpoint."""
+    trained, loaded = build(kind=kind, window=RAMP), build(kind=kind, window=RAMP)
+    trained.set_update(4)
+    assert {name: int(value) for name, value in trained.named_buffers()} == {"window": 2}
+    assert not any(value.is_floating_point() for value in trained.buffers())  # a mean of checkpoints keeps it whole
+    loaded.load_state_dict(trained.state_dict())
+    expected = weights_of(attend(build(kind=kind, window=2), random(3, 8, 5), sentences()))
+    assert torch.equal(weights_of(attend(loaded, random(3, 8, 5), sentences())), expected)
+    assert "window" not in build(kind=kind, window=2).state_dict()
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -323,6 +324,7 @@ KINDS: list[dict[str, Any]] = [
     {"kind": "local-p", "window": 1},
     {"kind": "local-p", "window": 2, "gauss": "renorm", "position": "code"},
     {"kind": "local-p", "window": 2, "gauss": "pre", "filter": {"kind": "threshold", "theta": 0.2}},
+    {"kind": "local-p", "window": RAMP},
 ]
 each_kind = pytest.mark.parametrize("options", KINDS, ids=lambda options: "-".join(map(str, options.values())))
 
@@ -331,7 +333,7 @@ each_kind = pytest.mark.parametrize("options", KINDS, ids=lambda options: "-".jo
 @each_kind
 def test_any_split_of_the_target_gives_the_same(options: dict[str, Any]) -> None:
     attention, query = build(**options), random(3, 7, 5)
-    memory = attention.prepare(memory_of())
+    memory = attention.prepare(sentences())
     expected, _ = attention(query, memory, attention.start(memory))
     for widths in ([1] * 7, [2, 5], [4, 1, 2]):
         state, shown, read = attention.start(memory), [], []
@@ -347,7 +349,7 @@ def test_any_split_of_the_target_gives_the_same(options: dict[str, Any]) -> None
 def test_the_step_goes_with_its_row() -> None:
     """Rows that are one word further, as when a batch is put together of sentences at different places."""
     attention = build(kind="local-m", window=0)
-    memory = attention.prepare(memory_of((6, 6)))
+    memory = attention.prepare(sentences((6, 6)))
     ahead: Tree = attention(random(2, 3, 5), memory, attention.start(memory))[1]
     assert ahead.tolist() == [3, 3]
     mixed = torch.stack([ahead[0], attention.start(memory)[1]])
@@ -361,8 +363,8 @@ def test_the_step_goes_with_its_row() -> None:
 @each_kind
 def test_padding_changes_nothing(options: dict[str, Any]) -> None:
     attention, query = build(**options), random(3, 7, 5)
-    expected = attend(attention, query, memory_of())
-    found = attend(attention, query, memory_of(padding=4))
+    expected = attend(attention, query, sentences())
+    found = attend(attention, query, sentences(padding=4))
     torch.testing.assert_close(found.context, expected.context, rtol=0, atol=1e-12)
     torch.testing.assert_close(weights_of(found)[..., :6], weights_of(expected), rtol=0, atol=1e-12)
     assert (weights_of(found)[..., 6:] == 0).all()
@@ -382,7 +384,7 @@ def test_a_window_beyond_the_rows_of_location_reads_nothing(gauss: Any, normalis
             attention.predicted.vector.fill_(2.0)
             attention.predicted.hidden.weight.fill_(1.0)
     query = random(1, 6, 5).abs().requires_grad_()  # all of them predict the end
-    found = attend(attention, query, memory_of((6,)))
+    found = attend(attention, query, sentences((6,)))
     if gauss is not None:
         assert (found.trace["centre"] > 5).any()
     total = weights_of(found).sum(-1)[0]
@@ -397,7 +399,7 @@ def test_a_window_beyond_the_rows_of_location_reads_nothing(gauss: Any, normalis
 def test_positions_and_weights_are_float32_under_autocast(gauss: str) -> None:
     """In bfloat16 the positions past 256 of a long sentence would be whole numbers apart."""
     attention = build(kind="local-p", gauss=gauss).float()
-    memory = memory_of((300,))
+    memory = sentences((300,))
     memory = memory._replace(values=memory.values.float())
     with torch.autocast("cpu", torch.bfloat16):
         found = attend(attention, random(1, 40, 5).float(), memory)
@@ -413,6 +415,11 @@ def test_positions_and_weights_are_float32_under_autocast(gauss: str) -> None:
         {"kind": "local-m", "window": -1},
         {"kind": "local-p", "window": 0},
         {"kind": "local-p", "window": 10**30},
+        {"kind": "local-p", "window": 2.5},
+        {"kind": "local-m", "window": {"start": 4, "end": -1, "updates": 6}},
+        {"kind": "local-p", "window": {"start": 4, "end": 0, "updates": 6}},
+        {"kind": "local-m", "window": {"start": 10**7, "end": 0, "updates": 6}},
+        {"kind": "local-m", "window": {"start": 4, "end": 0, "updates": 0}},
         {"kind": "local-p", "gauss": "never"},
         {"kind": "local-m", "position": "code"},
     ],
@@ -422,8 +429,13 @@ def test_settings_without_a_meaning_are_refused(options: dict[str, Any]) -> None
         TypeAdapter(AnyAttention).validate_python(options)
 
 
+def test_a_ramp_survives_being_saved() -> None:
+    settings: Any = TypeAdapter(AnyAttention).validate_python({"kind": "local-m", "window": RAMP})
+    assert TypeAdapter(AnyAttention).validate_python(settings.model_dump(mode="json")) == settings
+
+
 def test_the_trace_is_for_those_who_want_it() -> None:
-    memory = memory_of()._replace(want=frozenset())
+    memory = sentences()._replace(want=frozenset())
     for kind in ("local-m", "local-p"):
         assert attend(build(kind=kind), random(3, 2, 5), memory).trace == {}
     assert isinstance(build(kind="local-m", score="dot", size=3), LocalMonotonic)

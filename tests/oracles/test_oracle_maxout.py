@@ -7,113 +7,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from formulas import Array, array, softmax, step
+from fixtures import decoder_of, each_decoder, recurrent_model, redrawn
+from formulas import Array, Loop, array, maxout, softmax
 from torch import Tensor
 
 from s2s.attention.global_ import Global
-from s2s.config import AnyDecoder, AnyEncoder
 from s2s.interfaces import BOS, Attended, Attention, Decoded, Gold, Memory, Mixture
-from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, Unread
-from s2s.models.recurrence import RecurrentLayer
-from s2s.models.rnn_decoder import RNNDecoder
-from s2s.models.seq2seq import ModelSettings, Seq2Seq
+from s2s.models.cells import Luong, Readout, Unread
+from s2s.models.seq2seq import Seq2Seq
 from s2s.training.objective import ObjectiveSettings, TrainingStep
 from s2s.tree import Tree
 
 SOURCE, LENGTHS = torch.tensor([[5, 3, 7, 2]]), torch.tensor([4])
 TARGET = torch.tensor([[BOS, 4, 6, 3, 4, 2]])
 WORDS, GOLD = TARGET[:, :-1], TARGET[:, 1:]
-CHOICES: list[dict[str, Any]] = [
-    {"wiring": "luong"},
-    {"wiring": "luong", "cell": "lstm", "layers": 2},
-    {"wiring": "luong", "input_feeding": False, "cell": "lstm", "layers": 2},
-    {"wiring": "bahdanau"},
-    {"wiring": "bahdanau", "cell": "lstm", "layers": 2},
-    {"wiring": "cgru"},
-]
-each_choice = pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(map(str, choice.values())))
 
 
 def model_of(dropout: float = 0.0, tie: str = "none", **decoder: Any) -> Seq2Seq:
     """A model of width 6 over embeddings of width 3, with additive attention and maxout."""
-    attention = {"kind": "global", "score": "additive"}
-    reads = {"kind": "rnn", "size": 4, "cell": "gru"}
-    writes = {"kind": "rnn", "size": 6, "cell": "gru", "start": "mean", "attention": attention, "readout": "maxout"}
-    page = {"embedding": 3, "tie": tie, "dropout": dropout, "encoder": reads, "decoder": {**writes, **decoder}}
-    model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(9, 8).double().eval()
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.uniform_(-0.8, 0.8, generator=generator)
-    return model
-
-
-def recurrent(model: Seq2Seq) -> RNNDecoder:
-    """Its decoder, known to be a recurrent one."""
-    assert isinstance(model.decoder, RNNDecoder)
-    return model.decoder
-
-
-def maxout(matrix: Array, *parts: Array) -> Array:
-    """max(t_{2j-1}, t_{2j}) of t = W [...], one pair after the other."""
-    t = matrix @ np.concatenate(parts)
-    return np.array([max(t[2 * j], t[2 * j + 1]) for j in range(len(t) // 2)])
-
-
-class Loop:
-    """The decoder as the paper writes it: one sentence, one word, one source position and one pair at a time."""
-
-    def __init__(self, model: Seq2Seq) -> None:
-        self.decoder, self.memory = recurrent(model), model.encoder(SOURCE, LENGTHS)
-        self.rows, self.matrix = array(self.memory.values[0]), array(self.decoder.wiring.readout.join.weight)
-        first = self.decoder.first(self.memory)
-        self.h = [array(layer.hidden[0]) for layer in first]
-        self.c = [None if layer.cell is None else array(layer.cell[0]) for layer in first]
-        self.fed = np.zeros(self.decoder.wiring.readout.size)
-
-    def attend(self, query: Array) -> Array:
-        """sum_j a_j h_j with a = softmax(v . tanh(W q + U h_j))."""
-        scorer: Any = self.decoder.attention.score
-        w, u, v = array(scorer.query.weight), array(scorer.source.weight), array(scorer.vector)
-        a = softmax(np.array([v @ np.tanh(w @ query + u @ row) for row in self.rows]))
-        return sum((a[j] * row for j, row in enumerate(self.rows)), np.zeros(self.rows.shape[1]))
-
-    def recur(self, x: Array, fed: Array | None) -> Array:
-        """All layers once; the vector that is fed back goes into the bottom one."""
-        wiring = self.decoder.wiring
-        assert isinstance(wiring, Luong | Bahdanau)
-        for n, layer in enumerate(wiring.recurrence.layers):
-            assert isinstance(layer, RecurrentLayer)
-            self.h[n], self.c[n] = step(layer, x, self.h[n], self.c[n], fed if n == 0 else None)
-            x = self.h[n]
-        return x
-
-    def __call__(self, word: int) -> tuple[Array, Array]:
-        """Log-probabilities of the word after this one, and the state that they were read from."""
-        wiring, embedded = self.decoder.wiring, array(self.decoder.embedding.weight[word])
-        if isinstance(wiring, Luong):
-            told = self.recur(embedded, self.fed if wiring.feeds_back else None)
-            joined = self.fed = maxout(self.matrix, told, self.attend(told))
-        elif isinstance(wiring, Bahdanau):
-            told = self.h[-1]  # s_{t-1}, as in the paper
-            context = self.attend(told)
-            self.recur(embedded, context)
-            joined = maxout(self.matrix, told, context, embedded)
-        else:
-            assert isinstance(wiring, ConditionalGRU)
-            between, _ = step(wiring.first, embedded, self.h[0], None)
-            context = self.attend(between)
-            self.h[0], _ = step(wiring.second, context, between, None)
-            told = self.h[0]
-            joined = maxout(self.matrix, told, context, embedded)
-        assert len(joined) == 6
-        found: Array = np.log(softmax(array(self.decoder.output.weight) @ joined + array(self.decoder.output.bias)))
-        return found, told
+    decoder = {"size": 6, "attention": {"kind": "global", "score": "additive"}, "readout": "maxout", **decoder}
+    return redrawn(recurrent_model((9, 8), {}, decoder, dropout=dropout, tie=tie), 0.8)
 
 
 def words_of(model: Seq2Seq, told: Array, context: Array, word: int) -> Array:
     """log p(y | context) (V,) read from the state ``told`` after ``word``."""
-    decoder = recurrent(model)
+    decoder = decoder_of(model)
     parts = [told, context]
     if not isinstance(decoder.wiring, Luong):
         parts.append(array(decoder.embedding.weight[word]))
@@ -147,15 +65,15 @@ def test_the_gradient_goes_to_the_larger_of_each_pair() -> None:
 
 
 @torch.no_grad()
-@each_choice
+@each_decoder
 def test_the_decoder_is_the_equations_of_the_paper(choice: dict[str, Any]) -> None:
     model = model_of(**choice)
     decoded, memory = model(SOURCE, LENGTHS, WORDS)
     words = model.decoder.logits(decoded, memory, torch.ones_like(WORDS, dtype=torch.bool)).log_softmax(-1)
-    loop = Loop(model)
+    loop = Loop(model, SOURCE, LENGTHS, maxout)
     kept, state = model.start(SOURCE, LENGTHS)
     for time, word in enumerate(WORDS[0].tolist()):
-        expected, _ = loop(word)
+        expected = loop(word)
         np.testing.assert_allclose(array(words[time]), expected, atol=1e-12)
         stepped, _, state = model.step(WORDS[:, time], kept, state)
         np.testing.assert_allclose(array(stepped[0]), expected, atol=1e-12)
@@ -163,13 +81,13 @@ def test_the_decoder_is_the_equations_of_the_paper(choice: dict[str, Any]) -> No
 
 @torch.no_grad()
 def test_it_is_another_function_than_tanh_of_the_same_width() -> None:
-    deep, plain = (recurrent(model_of(wiring="luong", readout=kind)) for kind in ("maxout", "tanh"))
+    deep, plain = (decoder_of(model_of(wiring="luong", readout=kind)) for kind in ("maxout", "tanh"))
     assert deep.wiring.readout.size == plain.wiring.readout.size == 6
     assert deep.wiring.readout.join.weight.shape == (12, 10) and plain.wiring.readout.join.weight.shape == (6, 10)
     assert deep.output.weight.shape == plain.output.weight.shape
 
 
-@each_choice
+@each_decoder
 def test_every_parameter_learns(choice: dict[str, Any]) -> None:
     model = model_of(dropout=0.1, **choice).train()
     torch.manual_seed(1)
@@ -206,7 +124,7 @@ class Asking(Attention):
 def asking(choice: dict[str, Any], mixed: bool = False, **options: Any) -> Seq2Seq:
     """The model with `Asking` in it."""
     model = model_of(**options, **choice)
-    decoder = recurrent(model)
+    decoder = decoder_of(model)
     assert isinstance(decoder.attention, Global)
     decoder.wiring.attention = Asking(decoder.attention, mixed)
     return model
@@ -220,17 +138,18 @@ def told_states(model: Seq2Seq, decoded: Decoded) -> Array:
 
 
 @torch.no_grad()
-@each_choice
+@each_decoder
 def test_words_are_read_from_the_state_that_the_loop_says(choice: dict[str, Any]) -> None:
-    loop = Loop(model_of(**choice))
+    loop = Loop(model_of(**choice), SOURCE, LENGTHS, maxout)
     model = asking(choice)
     told = told_states(model, model(SOURCE, LENGTHS, WORDS)[0])
     for time, word in enumerate(WORDS[0].tolist()):
-        np.testing.assert_allclose(told[time], loop(word)[1], atol=1e-12)
+        loop(word)
+        np.testing.assert_allclose(told[time], loop.told, atol=1e-12)
 
 
 @torch.no_grad()
-@each_choice
+@each_decoder
 @pytest.mark.parametrize("tie", ["none", "output"])
 def test_gold_of_every_context(choice: dict[str, Any], tie: str) -> None:
     model = asking(choice, tie=tie)
@@ -244,7 +163,7 @@ def test_gold_of_every_context(choice: dict[str, Any], tie: str) -> None:
 
 
 @torch.no_grad()
-@each_choice
+@each_decoder
 def test_gold_shares_the_dropout_of_what_was_read(choice: dict[str, Any]) -> None:
     model = asking(choice, dropout=0.4).train()
     torch.manual_seed(2)
@@ -256,7 +175,7 @@ def test_gold_shares_the_dropout_of_what_was_read(choice: dict[str, Any]) -> Non
 
 
 @torch.no_grad()
-@each_choice
+@each_decoder
 def test_a_mixture_is_read_out_by_enumeration(choice: dict[str, Any]) -> None:
     model = asking(choice, mixed=True)
     decoded, memory = model(SOURCE, LENGTHS, WORDS)

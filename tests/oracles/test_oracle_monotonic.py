@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import memory_of, random, redrawn
 from formulas import Array, array, sigma, softmax
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -16,11 +17,6 @@ from s2s.attention.scores import Additive
 from s2s.config import AnyAttention
 from s2s.interfaces import Attended, Memory
 from s2s.tree import take
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def energies_of(rows: list[list[float]]) -> Tensor:
@@ -78,26 +74,19 @@ def chunks(alpha: Array, u: Array, window: int) -> Array:
     return beta
 
 
-def mechanism(redrawn: bool = True, **options: Any) -> Monotonic:
+def mechanism(redraw: bool = True, **options: Any) -> Monotonic:
     """For queries of width 5 and memories of width 3, in float64, evaluating."""
     built: Monotonic = TypeAdapter(AnyAttention).validate_python({"kind": "monotonic", **options}).build(5, 3)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in built.double().eval().parameters():
-            if redrawn:
-                parameter.uniform_(-1.5, 1.5, generator=generator)
-    return built
+    return redrawn(built, 1.5) if redraw else built.double().eval()
 
 
 QUERY, LENGTHS = random(3, 4, 5), (6, 4, 1)
 
 
-def memory_of(attention: Monotonic, extra: int = 0) -> Memory:
+def source(attention: Monotonic, extra: int = 0) -> Memory:
     """Three sentences, padded, with keys; padding is zero."""
-    ends = torch.tensor(LENGTHS)
-    mask = torch.arange(max(LENGTHS) + extra) < ends.unsqueeze(1)
     values = torch.cat([random(3, max(LENGTHS), 3, seed=1), torch.zeros(3, extra, 3, dtype=torch.float64)], 1)
-    return attention.prepare(Memory(values * mask.unsqueeze(-1), mask, ends))
+    return attention.prepare(memory_of(values, LENGTHS))
 
 
 def attend(attention: Monotonic, memory: Memory, query: Tensor = QUERY) -> tuple[Attended, Tensor]:
@@ -199,7 +188,7 @@ def test_padding_has_no_gradient_that_is_not_a_number() -> None:
 def test_the_mechanism_is_the_formula(evaluate: str) -> None:
     attention = mechanism(evaluate=evaluate)
     attention.offset.fill_(-0.1)
-    memory = memory_of(attention)
+    memory = source(attention)
     found, weights = attend(attention, memory)
     stopped = 0
     for row, length in enumerate(LENGTHS):
@@ -220,18 +209,18 @@ def test_the_mechanism_is_the_formula(evaluate: str) -> None:
 
 @torch.no_grad()
 def test_it_starts_as_the_paper_says() -> None:
-    attention = mechanism(redrawn=False, size=16)
+    attention = mechanism(redraw=False, size=16)
     assert float(attention.offset) == -4.0
     assert attention.energy.gain is not None and attention.energy.bias is not None
     assert float(attention.energy.gain) == pytest.approx(0.25) and not attention.energy.bias.any()
-    memory = memory_of(attention)
+    memory = source(attention)
     assert torch.equal(attention.start(memory), at_first(3, 6))
 
 
 @torch.no_grad()
 def test_noise_is_added_to_the_energies_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = mechanism(evaluate="expected", noise=0.7)
-    memory = memory_of(attention)
+    memory = source(attention)
     quiet = attend(attention, memory)[1]
     assert torch.equal(quiet, attend(attention, memory)[1])
     attention.train()
@@ -249,7 +238,7 @@ def test_noise_is_added_to_the_energies_in_training_only(monkeypatch: pytest.Mon
 def test_without_noise_training_takes_the_expectation_and_evaluation_the_scan(kind: str) -> None:
     attention = mechanism(kind=kind, noise=0.0)
     attention.offset.fill_(-0.1)
-    memory = memory_of(attention)
+    memory = source(attention)
     scanning = attend(attention, memory)[1]
     hoping = mechanism(kind=kind, noise=0.0, evaluate="expected")
     hoping.load_state_dict(attention.state_dict())
@@ -264,9 +253,9 @@ def test_splits_padding_and_reordering(kind: str, evaluate: str) -> None:
     """What the laws say, of the expectation too."""
     attention = mechanism(kind=kind, evaluate=evaluate)
     attention.offset.fill_(0.1)
-    memory = memory_of(attention)
+    memory = source(attention)
     whole, weights = attend(attention, memory)
-    wider, rows = memory_of(attention, extra=3), torch.tensor([2, 0, 0, 1])
+    wider, rows = source(attention, extra=3), torch.tensor([2, 0, 0, 1])
     found, shown = attend(attention, wider)
     torch.testing.assert_close(found.context, whole.context)
     torch.testing.assert_close(shown[..., :6], weights)
@@ -281,7 +270,7 @@ def test_splits_padding_and_reordering(kind: str, evaluate: str) -> None:
 @pytest.mark.parametrize("kind", ["monotonic", "mocha"])
 def test_every_parameter_learns(kind: str) -> None:
     attention = mechanism(kind=kind, evaluate="expected")
-    found, _ = attend(attention, memory_of(attention))
+    found, _ = attend(attention, source(attention))
     (found.context * random(*found.context.shape, seed=5)).sum().backward()
     for name, parameter in attention.named_parameters():
         assert parameter.grad is not None and parameter.grad.any() and parameter.grad.isfinite().all(), name
@@ -291,7 +280,7 @@ def test_every_parameter_learns(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["monotonic", "mocha"])
 def test_under_bf16_what_adds_up_stays_float32(kind: str) -> None:
     attention = mechanism(kind=kind, evaluate="expected").float()
-    memory = memory_of(mechanism())
+    memory = source(mechanism())
     memory = memory._replace(values=memory.values.float())
     exact = attend(attention, attention.prepare(memory), QUERY.float())[1]
     with torch.autocast("cpu", torch.bfloat16):
@@ -342,7 +331,7 @@ def test_mocha_is_soft_within_the_chunk_of_each_stop() -> None:
     attention.offset.fill_(0.0)
     scorer = attention.chunk
     assert isinstance(scorer, Additive) and scorer.source is not None and scorer.gain is None
-    memory = memory_of(attention)
+    memory = source(attention)
     _, weights = attend(attention, memory)
     w, u, v = array(scorer.query.weight), array(scorer.source.weight), array(scorer.vector)
     for row, length in enumerate(LENGTHS):

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from fixtures import double, random
 
 from s2s.attention.global_ import Global, GlobalSettings
 from s2s.attention.normalise import Normaliser, masked_log_softmax, masked_softmax, normalise
@@ -16,16 +16,6 @@ from s2s.interfaces import Memory
 
 KINDS: list[Normaliser] = ["softmax", "sparsemax", "entmax15"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-def double(*rows: object) -> Tensor:
-    """Rows as a tensor of float64."""
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 MASK = torch.tensor([[True, True, True, True], [True, False, True, False], [False, True, False, False], [False] * 4])

@@ -6,16 +6,12 @@ import math
 
 import pytest
 import torch
+from fixtures import random
 from torch import Tensor, nn
 
 from s2s.interfaces import PAD, Decoded, Decoder, Memory, Totals
 from s2s.training import objective
 from s2s.training.objective import ObjectiveSettings, TrainingStep, smoothed_loss
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def operands(rows: int = 7, width: int = 4, words: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:

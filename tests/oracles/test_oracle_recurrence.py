@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TypeVar
 
 import numpy as np
 import pytest
 import torch
+from fixtures import random, redrawn
 from formulas import Array, array, read, step
 from torch import Tensor, nn
 
@@ -17,22 +17,7 @@ from s2s.models.recurrence import CellKind, LayerState, Recurrence, RecurrentLay
 from s2s.models.rnn_encoder import RNNEncoder, RNNEncoderSettings
 from s2s.models.start import Start, StartKind
 
-M = TypeVar("M", bound=nn.Module)
 each_cell = pytest.mark.parametrize("cell", ["lstm", "gru"])
-
-
-def redrawn(module: M, seed: int = 1) -> M:
-    """The module in float64 and evaluation mode, its parameters drawn anew, biases too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.double().parameters():
-            parameter.uniform_(-0.7, 0.7, generator=generator)
-    return module.eval()
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def near(found: Tensor, expected: Array) -> None:

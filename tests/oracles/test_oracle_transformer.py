@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fixtures import random, redrawn
 from formulas import Array, array, softmax
-from torch import Tensor, nn
+from torch import nn
 
 from s2s.config import AnyDecoder, AnyEncoder
 from s2s.interfaces import BOS
@@ -22,26 +23,12 @@ SOURCE, LENGTHS = torch.tensor([[5, 3, 7, 2], [6, 4, 2, 0]]), torch.tensor([4, 3
 WORDS = torch.tensor([[BOS, 4, 6, 3, 4], [BOS, 7, 7, 3, 5]])
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    """Normal numbers in float64."""
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def redraw(module: nn.Module) -> None:
-    """New parameters in float64, in evaluation mode."""
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in module.double().eval().parameters():
-            parameter.uniform_(-0.7, 0.7, generator=generator)
-
-
 def model_of(**stack: Any) -> Seq2Seq:
     """A redrawn Transformer of width 8."""
     both = {"kind": "transformer", "size": 8, "layers": 2, "heads": 2, "feedforward": 10, **stack}
     page = {"embedding": 8, "tie": "none", "dropout": 0.0, "encoder": both, "decoder": both}
     model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(9, 8)
-    redraw(model)
-    return model
+    return redrawn(model)
 
 
 # --- positions --------------------------------------------------------------------------------------------------------
