@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from grid import BOTH_WAYS, STACK, Case, Pairs, build, pairs, recurrent
 from torch import Tensor
 
+from s2s.errors import UsageError
 from s2s.interfaces import BOS, EOS, UNK, Searchable
 from s2s.models.ensemble import Ensemble
 from s2s.models.seq2seq import Seq2Seq
-from s2s.search.beam import Hypothesis, SearchSettings, beam_search
+from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
 
 CASES = [
     recurrent("luong", BOTH_WAYS, wiring="luong", cell="lstm", layers=2),
@@ -85,6 +88,106 @@ def test_scores_and_attention_are_those_of_teacher_forcing(case: Case) -> None:
                 assert one.attention is weights
             else:
                 torch.testing.assert_close(one.attention, weights.float())
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "repetition": {"beam": 3, "repetition_penalty": 1.5},
+    "blocked": {"beam": 3, "no_repeat_ngram": 1, "min_length": 3, "early_stopping": "exhaustive"},
+    "diverse": {"beam": 4, "diversity": {"groups": 2}},
+    "sampled": {"beam": 1, "sampling": {"temperature": 1.3, "top_p": 0.9}},
+    "wished": {"beam": 3},
+}
+"""Ways to search; in the last the sentences have wishes."""
+WISHES = [
+    Wishes(0, required=((4, 5), (7,))),
+    Wishes(1, prefix=(6, 6), forbidden=((6, 6, 6), (3,))),
+    Wishes(2),
+    Wishes(3, required=((8,),), forbidden=((7,), (5,), (4,))),
+]
+each_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+def sought(model: Searchable, some: Pairs, option: str, rows: list[int]) -> list[list[Hypothesis]]:
+    """What search by an option of `OPTIONS` finds for ``some``, which are these ``rows`` of `PAIRS`."""
+    settings = SearchSettings(max_length_ratio=0, max_length_extra=6, **OPTIONS[option])
+    n_best = 2 if option == "sampled" else settings.beam
+    wishes = [WISHES[row] if option == "wished" else Wishes(row) for row in rows]
+    return beam_search(model, some.source, some.lengths, settings, attention=True, n_best=n_best, wishes=wishes)
+
+
+@torch.no_grad()
+@each_option
+@each_model
+def test_the_log_probability_is_the_models_own_whatever_the_option(case: Case, option: str) -> None:
+    model = build(case)
+    for row, kept in enumerate(sought(model, PAIRS, option, [0, 1, 2, 3])):
+        assert kept
+        for one in kept:
+            score, weights = rescored(model, PAIRS, row, one.ids)
+            assert one.log_probability == pytest.approx(score, abs=1e-6)
+            if weights is not None and one.attention is not None:
+                torch.testing.assert_close(one.attention, weights.float())
+            if option != "repetition":
+                assert one.score == pytest.approx(score / (len(one.ids) + 1), abs=1e-6)
+            if option == "blocked":
+                assert len(set(one.ids)) == len(one.ids) >= 3
+
+
+@torch.no_grad()
+@each_option
+@each_model
+def test_company_and_padding_do_not_change_any_option(case: Case, option: str) -> None:
+    model = build(case)
+    expected = [sought(model, PAIRS.rows(slice(row, row + 1)), option, [row])[0] for row in range(4)]
+    assert same(sought(model, PAIRS, option, [0, 1, 2, 3]), expected)
+    turned = [3, 1, 0, 2]
+    wider = torch.cat([PAIRS.source, torch.full((4, 4), 6)], 1)
+    other = Pairs(wider[turned], PAIRS.lengths[turned], PAIRS.target[turned])
+    assert same(sought(model, other, option, turned), [expected[row] for row in turned])
+
+
+@torch.no_grad()
+@each_model
+def test_wishes_are_met_and_the_best_that_meets_them_is_found(case: Case) -> None:
+    """By a beam as wide as the space: all translations of at most three words are scored."""
+    model = build(case)
+    settings = ALL.model_copy(update={"beam": 300, "max_length_extra": 4})
+    wishes = [
+        Wishes(0, required=((4, 5),)),
+        Wishes(1, prefix=(6,), forbidden=((6, 6), (3,))),
+        Wishes(2, required=((8,), (3,)), forbidden=((3, 8),)),
+        Wishes(3, prefix=(7, 5)),
+    ]
+    space = [list(ids) for count in range(4) for ids in itertools.product(WORDS, repeat=count)]
+    fits: list[Callable[[str], bool]] = [
+        lambda text: "45" in text,
+        lambda text: text[:1] == "6" and "66" not in text and "3" not in text,
+        lambda text: "8" in text and "3" in text and "38" not in text,
+        lambda text: text[:2] == "75",
+    ]
+    found = beam_search(model, PAIRS.source, PAIRS.lengths, settings, wishes=wishes)
+    for row, ((best,), fit) in enumerate(zip(found, fits, strict=True)):
+        scores = {tuple(ids): rescored(model, PAIRS, row, ids)[0] for ids in space if fit("".join(map(str, ids)))}
+        assert tuple(best.ids) == max(scores, key=lambda ids: scores[ids])
+        assert best.score == pytest.approx(max(scores.values()), abs=1e-9)
+
+
+@torch.no_grad()
+@each_model
+def test_coverage_is_counted_where_there_is_attention(case: Case) -> None:
+    """Wu et al. 2016, equation 14, of the attention under teacher forcing."""
+    model = build(case)
+    settings = SearchSettings(beam=3, max_length_extra=3, coverage_penalty=0.4, length_penalty="none")
+    if case.decoder.get("attention") == {"kind": "none"}:
+        with pytest.raises(UsageError, match="no attention"):
+            beam_search(model, PAIRS.source, PAIRS.lengths, settings)
+        return
+    for row, kept in enumerate(hypotheses(model, PAIRS, settings, n_best=3)):
+        for one in kept:
+            score, weights = rescored(model, PAIRS, row, one.ids)
+            assert weights is not None
+            logs = [math.log(min(1.0, max(1e-4, attention))) for attention in weights.sum(0).tolist()]
+            assert one.score == pytest.approx(score + 0.4 * sum(logs), abs=1e-5)
 
 
 @torch.no_grad()

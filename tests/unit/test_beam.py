@@ -4,93 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from scripted import GARDEN_PATH, A, B, C, D, Script, Scripted, always, best, noise, search, tree
 from torch import Tensor
 
 from s2s.errors import CheckpointError, UsageError
 from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK
-from s2s.search.beam import Hypothesis, SearchSettings, _best, beam_search
+from s2s.search.beam import Hypothesis, SearchSettings, beam_search
+from s2s.search.choice import DiversitySettings, best_columns
+from s2s.search.sampling import SamplingSettings
 from s2s.tree import Tree
-
-A, B, C, D = 4, 5, 6, 7
-VOCABULARY = 8
-Words = tuple[int, ...]
-Script = Callable[[Words], dict[int, float]]
-"""Words said so far to the probability of each next one; those not named are impossible."""
-
-
-class Scripted:
-    """A model that obeys one script per sentence; the first source token is the number of the script.
-
-    The words said so far live in the state, so a state that is not reordered with the beam gives wrong answers. Its
-    attention is (the tokens read so far as decimal digits, BOS first; the script's number; zeros).
-    """
-
-    def __init__(self, *scripts: Script, dtype: torch.dtype = torch.float32) -> None:
-        self.scripts, self.dtype = scripts, dtype
-        self.seen: list[list[int]] = []
-        """Of each step, the script of every row."""
-
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
-        self.want = want
-        return (source,), {"said": source.new_zeros(len(source), 0)}
-
-    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
-        source, said = memory[0], torch.cat((state["said"], token.unsqueeze(1)), 1)
-        self.seen.append(source[:, 0].tolist())
-        log_probabilities = torch.full((len(token), VOCABULARY), -torch.inf, dtype=self.dtype)
-        weights = torch.zeros(source.shape)
-        for row, (script, read) in enumerate(zip(source[:, 0].tolist(), said.tolist(), strict=True)):
-            assert read[0] == BOS
-            for word, probability in self.scripts[script](tuple(read[1:])).items():
-                log_probabilities[row, word] = math.log(probability) if probability else -math.inf
-            weights[row, 0], weights[row, 1] = float("".join(map(str, read))), script
-        return log_probabilities, weights, {"said": said}
-
-
-def tree(branches: dict[Words, dict[int, float]]) -> Script:
-    """The script with these branches; EOS is certain everywhere else."""
-    return lambda said: branches.get(said, {EOS: 1.0})
-
-
-def always(words: dict[int, float]) -> Script:
-    return lambda said: words
-
-
-def noise(seed: int) -> Script:
-    """Random probabilities that depend on everything said so far, PAD and BOS among them."""
-
-    def script(said: Words) -> dict[int, float]:
-        draw = random.Random(f"{seed} {said}")
-        weights = {word: draw.random() for word in (PAD, BOS, EOS, UNK, A, B)}
-        return {word: weight / sum(weights.values()) for word, weight in weights.items()}
-
-    return script
-
-
-def search(
-    model: Scripted, sentences: Sequence[int] = (0,), length: int | Sequence[int] = 3, padding: int = 0, **keys: Any
-) -> list[list[Hypothesis]]:
-    """Search the scripts ``sentences``; keys of `beam_search` and of `SearchSettings` together."""
-    lengths = [length] * len(sentences) if isinstance(length, int) else list(length)
-    source = torch.zeros(len(sentences), max(lengths) + padding, dtype=torch.long)
-    source[:, 0] = torch.tensor(sentences)
-    wanted = {key: keys.pop(key) for key in ("attention", "n_best") if key in keys}
-    return beam_search(model, source, torch.tensor(lengths), SearchSettings(**keys), **wanted)
-
-
-def best(script: Script, **keys: Any) -> Hypothesis:
-    return search(Scripted(script), **keys)[0][0]
-
-
-GARDEN_PATH = tree({(): {A: 0.6, B: 0.4}, (A,): {EOS: 0.4, C: 0.3, D: 0.3}, (B,): {EOS: 0.9, C: 0.1}})
-"""A looks better at first; A ends at 0.6 * 0.4 = 0.24, B at 0.4 * 0.9 = 0.36."""
 
 
 def test_beam_1_takes_the_best_word_each_time() -> None:
@@ -156,6 +84,45 @@ def test_search_goes_on_while_a_live_prefix_is_more_promising_than_the_worst_kep
     assert [hypothesis.ids for hypothesis in found] == [[A, C], [A]]
     assert [math.exp(hypothesis.score) for hypothesis in found] == pytest.approx([0.7695, 0.072])
     assert len(model.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "steps", "expected"),
+    [("first", 2, [[A], []]), ("promising", 3, [[A, C], [A]]), ("exhaustive", 3, [[A, C], [A]])],
+)
+def test_a_full_beam_stops_by_the_rule(rule: str, steps: int, expected: list[list[int]]) -> None:
+    """The script of the test above. After two steps two have finished: enough for "first". Without a length penalty
+    the best live prefix is its own bound, so "exhaustive" stops where "promising" does."""
+    script = tree({(): {A: 0.9, EOS: 0.06, B: 0.04}, (A,): {C: 0.9, EOS: 0.08, D: 0.02}, (A, C): {EOS: 0.95, D: 0.05}})
+    model = Scripted(script)
+    found = search(model, beam=2, n_best=2, length_penalty="none", early_stopping=rule)[0]
+    assert [hypothesis.ids for hypothesis in found] == expected
+    assert len(model.seen) == steps
+
+
+def test_exhaustive_search_goes_on_while_growth_could_win() -> None:
+    """Nothing has log 0.55 = -0.598; A lives with log 0.45 = -0.799, which over 16 tokens would be -0.05. After ten
+    more certain words it ends, -0.799 / 11 = -0.073, and nothing lives."""
+    script = tree({(): {EOS: 0.55, A: 0.45}} | {(A,) * said: {A: 1.0} for said in range(1, 10)})
+    for rule, words, steps in (("promising", 0, 1), ("first", 0, 1), ("exhaustive", 10, 11)):
+        model = Scripted(script)
+        found = search(model, beam=1, early_stopping=rule)[0][0]
+        assert (found.ids, len(model.seen)) == ([A] * words, steps)
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(4, 2), (5, 5)])
+def test_exhaustive_search_stops_where_nothing_could_win(limit: int, steps: int) -> None:
+    """Nothing has log 0.5 = -0.693. AA lives with log 0.05 = -2.996: at best -0.749 after four tokens, which is worse,
+    but -0.599 after five, which is better; it ends with log 0.05 - log 1 / 5 = -0.599 there."""
+    script = tree({(): {EOS: 0.5, A: 0.5}, (A,): {A: 0.1}, (A, A): {A: 1.0}, (A, A, A): {A: 1.0}})
+    model = Scripted(script)
+    found = best_of(model, limit)
+    assert (found.ids, len(model.seen)) == ([A] * 4 if limit == 5 else [], steps)
+
+
+def best_of(model: Scripted, limit: int) -> Hypothesis:
+    rule: dict[str, Any] = {"beam": 1, "early_stopping": "exhaustive", "max_length_ratio": 0, "max_length_extra": limit}
+    return search(model, **rule)[0][0]
 
 
 def test_one_finished_hypothesis_does_not_end_a_beam_of_two() -> None:
@@ -314,7 +281,7 @@ def test_the_best_columns_are_those_of_a_stable_sort(width: int, count: int) -> 
     rare[torch.arange(6), torch.randint(0, width, (6,), generator=generator)] = -1.0
     distinct = torch.randn(6, width, generator=generator)
     for values in (many_ties, rare, distinct, torch.zeros(6, width)):
-        value, column = _best(values, count)
+        value, column = best_columns(values, count)
         for row, line in enumerate(values.tolist()):
             expected = sorted(range(width), key=lambda index: (-line[index], index))[:count]
             assert column[row].tolist() == expected
@@ -391,6 +358,10 @@ def test_precision_is_that_of_the_settings_whatever_the_caller_does(precision: s
         {"beam": 0}, {"beam": -1}, {"beam": 10**9}, {"beam": 2.0}, {"length_alpha": -0.1}, {"length_alpha": math.nan},
         {"length_penalty": "wu"}, {"max_length_ratio": -1.0}, {"max_length_extra": 10**9}, {"min_length": -1},
         {"batch_tokens": 0}, {"batch_tokens": 10**9}, {"max_source_length": 0}, {"precision": "fp16"}, {"bean": 5},
+        {"coverage_penalty": -1.0}, {"no_repeat_ngram": -1}, {"repetition_penalty": 0.9}, {"early_stopping": "never"},
+        {"sampling": {"temperature": 0.0}}, {"sampling": {"top_k": -1}}, {"sampling": {"top_p": 0.0}},
+        {"sampling": {"top_p": 1.1}}, {"sampling": {"seed": -1}}, {"diversity": {"groups": 0}},
+        {"diversity": {"groups": 2, "strength": 0.0}}, {"diversity": {}},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
@@ -398,5 +369,19 @@ def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
         SearchSettings(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"sampling": {}}, "one by one, without a beam; set beam to 1"),
+        ({"beam": 4, "sampling": {}, "diversity": {"groups": 2}}, "set one of them to null"),
+        ({"beam": 5, "diversity": {"groups": 2}}, "beam 5 cannot be divided into 2 groups; set beam to a multiple"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(wrong: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        SearchSettings(**wrong)
+
+
 def test_every_setting_is_explained() -> None:
-    assert all(field.description for field in SearchSettings.model_fields.values())
+    for settings in (SearchSettings, SamplingSettings, DiversitySettings):
+        assert all(field.description for field in settings.model_fields.values())
