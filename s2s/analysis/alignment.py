@@ -120,6 +120,30 @@ def links_from_weights(weights: Weights, shift: int = 0) -> set[Link]:
     return {(int(source), target) for target, source in enumerate(best) if rows[target, source] > 0}
 
 
+def links_above(weights: Weights, threshold: float) -> set[Link]:
+    """Link every target word to all source positions whose weight in its row of ``weights`` (T, S) is at least this.
+
+    Raises ValueError for a threshold that is not above 0: it would link what has no weight.
+    """
+    if threshold <= 0:
+        raise ValueError(f"a threshold is above 0, not {threshold}")
+    return {(int(source), int(target)) for target, source in np.argwhere(weights >= threshold)}
+
+
+def given_weights(
+    weights: Weights, source_words: Sequence[int], target_words: Sequence[int], shift: int = 0
+) -> Weights:
+    """Weights of a given translation, pieces with the end sign last (T, S), to weights between its words (T', S').
+
+    ``shift`` is that of `links_from_weights`; the words are numbered as in `merge_words`, the end sign is part of none.
+    Of the T rows, T - 1 belong to the pieces: the first of them or, with ``shift`` 1, the last.
+    """
+    if shift not in (0, 1):
+        raise ValueError(f"shift is 0 or 1, not {shift}")
+    count = len(target_words) - 1
+    return merge_words(weights[shift : shift + count], source_words, target_words[:count])
+
+
 def merge_words(weights: Weights, source_words: Sequence[int], target_words: Sequence[int]) -> Weights:
     """Carry weights between pieces (T, S) to weights between words (T', S').
 

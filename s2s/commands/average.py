@@ -1,4 +1,4 @@
-"""`s2s average`: one model whose weights are the mean of a run's last checkpoints."""
+"""`s2s average`: one model whose weights are the mean of a run's last, or best, checkpoints."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ import shutil
 import uuid
 from pathlib import Path
 
-from s2s.checkpoint import Checkpoints, Snapshot, average, load_model, replace_file
+from s2s.checkpoint import Checkpoints, Snapshot, average, load_model, replace_file, require
 from s2s.errors import UsageError
 from s2s.progress import say
 from s2s.run import Run, steps_of
 
+_LAST = 5
 
-def average_checkpoints(source: Path, output: Path, last: int) -> None:
-    """Write the mean of the ``last`` newest checkpoints of a run as a run of its own that translates and is scored.
 
-    Raises UsageError if there are not so many, or if ``output`` exists.
+def average_checkpoints(source: Path, output: Path, last: int | None = None, best: int | None = None) -> None:
+    """Write the mean of some checkpoints of a run as a run of its own that translates and is scored.
+
+    The ``last`` newest (by default 5), or the ``best`` by the run's own validation. Raises UsageError for both at once,
+    if there are not so many, or if ``output`` exists.
     """
-    steps = steps_of(source)
-    if len(steps) < last:
-        what = f"has {len(steps)} checkpoints, not {last}"
-        raise UsageError(source, what, "train with a larger training.keep_last, or average fewer")
+    if last is not None and best is not None:
+        raise UsageError("average", "--last and --best were both given", "choose one")
     if output.exists():
         raise UsageError(output, "exists", "give another --output")
-    chosen = [load_model(source, f"step-{step:08d}") for step in steps[-last:]]
+    steps = _newest(source, last or _LAST) if best is None else _best(source, best)
+    chosen = [load_model(source, f"step-{step:08d}") for step in steps]
     mean = average([one.snapshot.model for one in chosen])
     run, identity = Run(output), uuid.uuid4().hex
     output.mkdir(parents=True)
@@ -35,3 +37,28 @@ def average_checkpoints(source: Path, output: Path, last: int) -> None:
     checkpoints = Checkpoints(output, identity, keep_last=1)
     checkpoints.save(chosen[-1].step, Snapshot(mean, {}, state), is_best=True)
     say(f"averaged updates {', '.join(str(one.step) for one in chosen)} into {output}")
+
+
+def _newest(source: Path, count: int) -> list[int]:
+    """The newest updates that there are checkpoints of, ascending."""
+    steps = steps_of(source)
+    if len(steps) < count:
+        what = f"has {len(steps)} checkpoints, not {count}"
+        raise UsageError(source, what, "train with a larger training.keep_last, or average fewer")
+    return steps[-count:]
+
+
+def _best(source: Path, count: int) -> list[int]:
+    """The updates of the checkpoints that were best when the run validated them, ascending; ties to the earlier."""
+    scores = {step: _score(source, step) for step in steps_of(source)}
+    ranked = sorted((-score, step) for step, score in scores.items() if score is not None)
+    if len(ranked) < count:
+        what = f"has {len(ranked)} checkpoints that were validated, not {count}"
+        raise UsageError(source, what, "train with a larger training.keep_best, or average fewer")
+    return sorted(step for _, step in ranked[:count])
+
+
+def _score(source: Path, step: int) -> float | None:
+    """What a checkpoint's validation gave, higher being better; None where there was none."""
+    own = require(load_model(source, f"step-{step:08d}").snapshot.state, "checkpoint", dict)
+    return None if own.get("score") is None else require(own, "score", float)

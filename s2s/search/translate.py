@@ -7,34 +7,88 @@ cut at spaces and its parts are translated one by one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from s2s.analysis.alignment import Link, links_from_weights, merge_words
 from s2s.data.text import printable_output
 from s2s.data.tokenizer import Tokenizer, Tokenizers
-from s2s.interfaces import EOS, PAD, Searchable
-from s2s.search.beam import Hypothesis, SearchSettings, beam_search
+from s2s.errors import DataError
+from s2s.interfaces import BOS, EOS, PAD, Searchable
+from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
+from s2s.search.phrases import Forbidden, Ids, spelled
+from s2s.search.unknown import UnknownWords
+
+LongLines = Literal["split", "truncate", "error"]
 
 _WINDOW = 16
-"""Batches that are pooled for sorting by length."""
+"""Batches that are pooled for sorting by length; the first windows are smaller, so that the first answers come soon."""
+
+
+class Line(NamedTuple):
+    """What is asked: a line, and what its translation must begin with and contain; all of it normalised text."""
+
+    text: str
+    prefix: str = ""
+    required: tuple[str, ...] = ()
+
+
+class Part(NamedTuple):
+    """A line, or a piece of one that was cut, and one translation of it."""
+
+    source: list[int]
+    """Source ids (S), EOS at the end."""
+    source_words: list[int]
+    """(S) the number of the word of the line that each is part of, -1 for EOS."""
+    hypothesis: Hypothesis
+
+
+class Candidate(NamedTuple):
+    """One translation of a line."""
+
+    text: str
+    score: float
+    """The normalised log-probability, summed over the parts of a line that was cut."""
+    log_probability: float
+    tokens: list[str]
+    """Pieces as they are shown, without EOS."""
+    parts: list[Part]
+    links: set[Link] | None
+    """Which words of the line its words come from; None if that was not asked for."""
 
 
 class Translation(NamedTuple):
     """What became of one line."""
 
-    text: str
-    score: float
-    """The normalised log-probability, summed over the parts of a line that was cut; 0 for a blank line."""
+    number: int
+    """Of the line, from 1."""
+    line: str
+    candidates: list[Candidate]
+    """Best first, at least one, or drawn one after the other; of a blank line one that is blank."""
+
+    @property
+    def text(self) -> str:
+        """The best translation."""
+        return self.candidates[0].text
+
+
+class _Asked(NamedTuple):
+    """What search is asked: the source of a part, and what is wished for its translation."""
+
     source: list[int]
-    """Source ids, EOS at the end."""
-    target: list[int]
-    """Target ids, EOS at the end."""
-    attention: Tensor | None
-    """(target, source) weights if they were asked for and the model has any; None for a line that was cut."""
+    source_words: list[int]
+    wishes: Wishes
+
+
+class _Taken(NamedTuple):
+    """A line with its parts: none of a blank one, several of one that is too long."""
+
+    number: int
+    text: str
+    parts: list[_Asked]
 
 
 class Translator:
@@ -47,93 +101,235 @@ class Translator:
         settings: SearchSettings,
         device: torch.device,
         *,
+        n_best: int = 1,
         attention: bool = False,
-        warn: Callable[[str], None] | None = None,
+        alignment: bool = False,
+        long_lines: LongLines = "split",
+        forbidden: Sequence[str] = (),
+        dictionary: Mapping[str, str] | None = None,
+        where: str = "input",
     ) -> None:
-        """``warn`` is told, once, of lines that had to be cut."""
+        """``attention``: keep the weights of every hypothesis; ``alignment``: give links between words.
+
+        ``dictionary``: replace unknown words, with these entries where there is one; None leaves them.
+        ``forbidden``: phrases, normalised and not blank, that no translation may contain. ``where``: what to call the
+        input in messages.
+        """
         self.model, self.tokenizers, self.settings, self.device = model, tokenizers, settings, device
-        self.attention, self.warn, self.cut = attention, warn, 0
+        self.n_best, self.alignment, self.long_lines, self.where = n_best, alignment, long_lines, where
+        self.attention = attention or alignment or dictionary is not None
+        self.forbidden = Forbidden(forbidden, tokenizers.target)
+        self.unknown = None if dictionary is None else UnknownWords(tokenizers.target, dictionary)
+        self.long = 0
+        """Lines met that were too long."""
 
     def translate(
-        self, lines: Iterable[str | None], *, window: int | None = None, check: Callable[[], None] | None = None
+        self, lines: Iterable[Line | str | None], *, window: int | None = None, check: Callable[[], None] | None = None
     ) -> Iterator[Translation]:
         """A translation for every line; None, a line that could not be read, becomes a blank one.
 
-        ``window``: lines taken before the first answer; by default enough for some batches. ``check`` is called between
-        batches and may raise.
+        ``window``: the most lines taken before the first answer. ``check`` is called between batches and may raise.
+        Raises DataError for a line that is too long where that is an error, and for wishes that cannot be met.
         """
         if isinstance(self.model, nn.Module):
             self.model.eval()
-        size = window or max(1, _WINDOW * self.settings.batch_tokens // 32)
-        rest = iter(lines)
-        while taken := list(islice(rest, size)):
-            yield from self._window([line or "" for line in taken], check)
+        rest = (
+            self._taken(number, line if isinstance(line, Line) else Line(line or ""))
+            for number, line in enumerate(lines, start=1)
+        )
+        batches = 1
+        while taken := list(_until(rest, batches * self.settings.batch_tokens, window)):
+            yield from self._window(taken, check)
+            batches = min(2 * batches, _WINDOW)
 
-    def _window(self, lines: list[str], check: Callable[[], None] | None) -> Iterator[Translation]:
-        parts: list[list[int]] = []
-        owners: list[list[int]] = []  # of each line, its parts
-        for line in lines:
-            pieces = self._parts(line)
-            owners.append(list(range(len(parts), len(parts) + len(pieces))))
-            parts += pieces
-        found: list[Hypothesis | None] = [None] * len(parts)
+    def warnings(self) -> list[str]:
+        """What a reader of the output should know, one line each."""
+        if not self.long:
+            return []
+        limit = f"search.max_source_length ({self.settings.max_source_length} pieces)"
+        done = "the rest was left out" if self.long_lines == "truncate" else "cut at spaces, their translations joined"
+        return [f"{self.where}: {self.long} lines are longer than {limit}: {done}"]
+
+    # --- what is asked ------------------------------------------------------------------------------------------------
+
+    def _taken(self, number: int, line: Line) -> _Taken:
+        if not line.text.strip():
+            return _Taken(number, line.text, [])
+        tokenizer, wishes = self.tokenizers.source, self._wishes(number, line)
+        ids = tokenizer.encode(line.text)
+        words, limit = tokenizer.words(ids), self.settings.max_source_length - 1
+        pieces = [(0, len(ids))] if len(ids) <= limit else self._cut(number, line, ids, limit)
+        parts = [_Asked([*ids[start:end], EOS], [*words[start:end], -1], wishes) for start, end in pieces]
+        later = [part._replace(wishes=wishes._replace(prefix=())) for part in parts[1:]]
+        return _Taken(number, line.text, [*parts[:1], *later])
+
+    def _wishes(self, number: int, line: Line) -> Wishes:
+        """What is wished for a line, in pieces. Raises DataError where the vocabulary or another wish is against it."""
+        found = []
+        for phrase in filter(None, (line.prefix, *line.required)):
+            ids = spelled(phrase, self.tokenizers.target)
+            if ids is None:
+                raise self._error(number, f"the model's vocabulary cannot write {phrase!r}", "ask for other words")
+            if any(True for _ in self.forbidden.in_text(phrase)):
+                raise self._error(number, f"{phrase!r} contains a phrase that is forbidden", "ask for one of them only")
+            found.append(ids)
+        prefix = found.pop(0) if line.prefix else ()
+        return Wishes(number=number - 1, prefix=prefix, required=tuple(found))
+
+    def _cut(self, number: int, line: Line, ids: list[int], limit: int) -> list[tuple[int, int]]:
+        """The parts of a line that is too long, as ``long_lines`` says."""
+        self.long += 1
+        too_long = f"{len(ids) + 1} pieces, search.max_source_length is {limit + 1}"
+        if self.long_lines == "error":
+            raise self._error(number, too_long, "set it higher, or give --long-lines split")
+        parts = _cut(ids, self.tokenizers.source, limit)
+        if self.long_lines == "truncate":
+            return parts[:1]
+        if line.required:
+            what = f"{too_long}: nobody can say in which part of it the required phrases belong"
+            raise self._error(number, what, "set it higher, or require nothing of this line")
+        return parts
+
+    def _error(self, number: int, what: str, todo: str) -> DataError:
+        return DataError(f"{self.where}: line {number}", what, todo)
+
+    # --- searching ----------------------------------------------------------------------------------------------------
+
+    def _window(self, lines: list[_Taken], check: Callable[[], None] | None) -> Iterator[Translation]:
+        parts = [part for line in lines for part in line.parts]
+        found: dict[int, list[Hypothesis]] = {}
         for batch in self._batches(parts):
             if check is not None:
                 check()
-            for index, hypothesis in zip(batch, self._search([parts[index] for index in batch]), strict=True):
-                found[index] = hypothesis
-        for own in owners:
-            yield self._joined([(parts[index], found[index]) for index in own])
+            found |= dict(zip(batch, self._search([parts[index] for index in batch]), strict=True))
+        first = 0
+        for line in lines:
+            own = range(first, first + len(line.parts))
+            first = own.stop
+            yield self._joined(line, [found.pop(index) for index in own])
 
-    def _parts(self, line: str) -> list[list[int]]:
-        """The ids of a line with EOS: none for a blank line, several for one that is too long."""
-        if not line.strip():
-            return []
-        ids = self.tokenizers.source.encode(line)
-        limit = self.settings.max_source_length - 1
-        if len(ids) <= limit:
-            return [[*ids, EOS]]
-        self.cut += 1
-        if self.cut == 1 and self.warn is not None:
-            self.warn(
-                f"a line is longer than search.max_source_length ({limit + 1} pieces): cut at spaces, joined again"
-            )
-        return [[*part, EOS] for part in _cut(ids, self.tokenizers.source, limit)]
-
-    def _batches(self, parts: list[list[int]]) -> Iterator[list[int]]:
+    def _batches(self, parts: list[_Asked]) -> Iterator[list[int]]:
         """Indices of parts, longest first, as many as fit ``batch_tokens`` padded positions."""
-        order = sorted(range(len(parts)), key=lambda index: (-len(parts[index]), index))
+        order = sorted(range(len(parts)), key=lambda index: (-len(parts[index].source), index))
         while order:
-            count = max(1, self.settings.batch_tokens // len(parts[order[0]]))
-            yield order[:count]
-            order = order[count:]
+            size = max(1, self.settings.batch_tokens // len(parts[order[0]].source))
+            yield order[:size]
+            order = order[size:]
 
-    def _search(self, sources: list[list[int]]) -> list[Hypothesis]:
-        lengths = torch.tensor([len(ids) for ids in sources])
-        padded = torch.full((len(sources), int(lengths.max())), PAD)
-        for row, ids in enumerate(sources):
-            padded[row, : len(ids)] = torch.tensor(ids)
-        found = beam_search(
-            self.model, padded.to(self.device), lengths.to(self.device), self.settings, attention=self.attention
+    def _search(self, parts: list[_Asked]) -> list[list[Hypothesis]]:
+        """Search, and again wherever a forbidden phrase came out, now without the spelling that was used."""
+        found, asked = dict(enumerate(self._beam(parts))), dict(enumerate(parts))
+        while asked := {index: more for index, part in asked.items() if (more := self._refused(part, found[index]))}:
+            found |= zip(asked, self._beam(list(asked.values())), strict=True)
+        return [found[index] for index in range(len(parts))]
+
+    def _refused(self, part: _Asked, found: list[Hypothesis]) -> _Asked | None:
+        """What to ask instead where a hypothesis has a forbidden phrase; None where none has."""
+        wishes = part.wishes
+        kept = (wishes.prefix, *wishes.required)
+        spellings = set[Ids]().union(*(self.forbidden.spellings(one.ids, kept) for one in found))
+        if not spellings:
+            return None
+        assert not spellings <= {*wishes.forbidden}, "search says what it was asked not to say"
+        return part._replace(wishes=wishes._replace(forbidden=(*wishes.forbidden, *sorted(spellings))))
+
+    def _beam(self, parts: list[_Asked]) -> list[list[Hypothesis]]:
+        if not parts:
+            return []
+        lengths = torch.tensor([len(part.source) for part in parts])
+        padded = torch.full((len(parts), int(lengths.max())), PAD)
+        for row, part in enumerate(parts):
+            padded[row, : len(part.source)] = torch.tensor(part.source)
+        return beam_search(
+            self.model, padded.to(self.device), lengths.to(self.device), self.settings,
+            attention=self.attention, n_best=self.n_best, wishes=[part.wishes for part in parts],
+        )  # fmt: skip
+
+    # --- what is answered ---------------------------------------------------------------------------------------------
+
+    def _joined(self, line: _Taken, found: list[list[Hypothesis]]) -> Translation:
+        """The best ways to translate the parts of a line, one after the other; when sampling, draw by draw."""
+        options = [
+            [Part(asked.source, asked.source_words, one) for one in hypotheses]
+            for asked, hypotheses in zip(line.parts, found, strict=True)
+        ]
+        ways: list[list[Part]] = [[]]
+        if self.settings.sampling is not None and options:
+            ways = [list(way) for way in zip(*options, strict=True)]
+        else:
+            for parts in options:
+                ways = [[*way, part] for way in ways for part in parts]
+                ways = sorted(ways, key=lambda way: -sum(part.hypothesis.score for part in way))[: self.n_best]
+        return Translation(line.number, line.text, [self._candidate(line.text.split(), way) for way in ways])
+
+    def _candidate(self, source: list[str], parts: list[Part]) -> Candidate:
+        texts = [self._words(source, part) for part in parts]
+        ids = [index for part in parts for index in part.hypothesis.ids]
+        return Candidate(
+            text=" ".join(word for words in texts for word in words if word),
+            score=sum(part.hypothesis.score for part in parts),
+            log_probability=sum(part.hypothesis.log_probability for part in parts),
+            tokens=self.tokenizers.target.pieces(ids),
+            parts=parts,
+            links=self._links(texts, parts) if self.alignment else None,
         )
-        return [best for best, *_ in found]
 
-    def _joined(self, parts: list[tuple[list[int], Hypothesis | None]]) -> Translation:
-        texts, score, source, target = [], 0.0, [], []
-        for ids, hypothesis in parts:
-            assert hypothesis is not None
-            texts.append(printable_output(self.tokenizers.target.decode(hypothesis.ids)))
-            score += hypothesis.score
-            source += ids
-            target += [*hypothesis.ids, EOS]
-        attention = parts[0][1].attention if len(parts) == 1 and parts[0][1] is not None else None
-        return Translation(" ".join(filter(None, texts)), score, source, target, attention)
+    def _words(self, source: list[str], part: Part) -> list[str]:
+        """The words of one part, each as it is printed; what stands for an unknown one may be several."""
+        ids, weights = part.hypothesis.ids, part.hypothesis.attention
+        words = self.tokenizers.target.decode(ids).split()
+        if self.unknown is not None and weights is not None:
+            replaced = self.unknown.words(ids, weights, source, part.source_words)
+            if not any(True for _ in self.forbidden.in_text(" ".join(replaced))):
+                words = replaced
+        return [printable_output(word) for word in words]
+
+    def _links(self, texts: list[list[str]], parts: list[Part]) -> set[Link]:
+        """Each word of the text with the word of the line that was attended to most, counted over all parts."""
+        found, before = set[Link](), 0
+        for words, part in zip(texts, parts, strict=True):
+            starts = [before]
+            for word in words:
+                starts.append(starts[-1] + len(word.split()))
+            for source, target in word_links(part, self.tokenizers.target):
+                found |= {(source, place) for place in range(starts[target], starts[target + 1])}
+            before = starts[-1]
+        return found
 
 
-def _cut(ids: list[int], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
-    """Pieces in parts of at most ``limit``, cut between words where a word fits at all."""
+def word_links(part: Part, target: Tokenizer) -> set[Link]:
+    """(word of the line, word of the part's translation) for every word of the translation that attended to one."""
+    weights = part.hypothesis.attention
+    if weights is None:
+        return set()
+    first = min((word for word in part.source_words if word >= 0), default=0)
+    own = [word - first if word >= 0 else -1 for word in part.source_words]
+    ids = part.hypothesis.ids
+    merged = merge_words(weights[: len(ids)].numpy(), own, target.words(ids))
+    return {(first + source, word) for source, word in links_from_weights(merged)}
+
+
+@torch.no_grad()
+def gives_attention(model: Searchable, device: torch.device) -> bool:
+    """Whether a model or an ensemble has attention weights to show: it is asked for one word after nothing."""
+    source, length = torch.tensor([[EOS]], device=device), torch.tensor([1], device=device)
+    memory, state = model.start(source, length, frozenset({"weights"}))
+    return model.step(torch.tensor([BOS], device=device), memory, state)[1] is not None
+
+
+def _until(lines: Iterator[_Taken], pieces: int, window: int | None) -> Iterator[_Taken]:
+    """The next lines, until they have so many pieces or are so many; a blank line counts as one piece."""
+    for taken, line in enumerate(lines, start=1):
+        yield line
+        pieces -= max(1, sum(len(part.source) for part in line.parts))
+        if pieces <= 0 or taken == window:
+            return
+
+
+def _cut(ids: list[int], tokenizer: Tokenizer, limit: int) -> list[tuple[int, int]]:
+    """Parts of at most ``limit`` pieces, as first and one past the last, cut between words where a word fits at all."""
     words = tokenizer.words(ids)
-    parts: list[list[int]] = []
+    parts: list[tuple[int, int]] = []
     first = 0
     while first < len(ids):
         end = min(first + limit, len(ids))
@@ -141,6 +337,6 @@ def _cut(ids: list[int], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
         while end < len(ids) and cut > first and words[cut] == words[cut - 1]:
             cut -= 1
         end = cut if cut > first else end
-        parts.append(ids[first:end])
+        parts.append((first, end))
         first = end
     return parts

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import pty
 import random
+import re
+import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import COMMAND, UPDATES, Cli, assert_error, finish, start, train_arguments
+import torch
+import typer.main
+from harness import (
+    COMMAND,
+    UPDATES,
+    Cli,
+    assert_error,
+    done,
+    finish,
+    refuse_constant,
+    start,
+    steps,
+    train_arguments,
+)
 
-from s2s.interfaces import BOS, EOS, PAD
+from s2s import checkpoint
+from s2s.cli import app
+from s2s.commands import models
+from s2s.commands.translate import Output
+from s2s.data.tokenizer import UNKNOWN
+from s2s.errors import CheckpointError
+from s2s.interfaces import BOS, EOS, PAD, UNK
 from s2s.models.seq2seq import Seq2Seq
+from s2s.run import Run
 
 CONTROLS = [*range(0x0A), *range(0x0B, 0x20), *range(0x7F, 0xA0)]
 
@@ -123,11 +149,8 @@ def test_long_lines_are_cut_and_joined(finished: Path, tmp_path: Path, cli: Cli)
     assert outcome.err.count("longer than search.max_source_length") == 1
 
 
-@pytest.mark.parametrize("favourite", [EOS, PAD, BOS, 10])
-def test_models_that_say_one_thing_only(
-    finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, favourite: int
-) -> None:
-    """Only EOS gives an empty line; anything else ends at the longest length; PAD and BOS are never printed."""
+def make_stubborn(monkeypatch: pytest.MonkeyPatch, favourite: int) -> None:
+    """Let every model say this word wherever it may."""
     original = Seq2Seq.step
 
     def stubborn(self: Seq2Seq, *arguments: Any) -> Any:
@@ -137,6 +160,14 @@ def test_models_that_say_one_thing_only(
         return scores, weights, state
 
     monkeypatch.setattr(Seq2Seq, "step", stubborn)
+
+
+@pytest.mark.parametrize("favourite", [EOS, PAD, BOS, 10])
+def test_models_that_say_one_thing_only(
+    finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, favourite: int
+) -> None:
+    """Only EOS gives an empty line; anything else ends at the longest length; PAD and BOS are never printed."""
+    make_stubborn(monkeypatch, favourite)
     outcome = cli("translate", "--model", finished, stdin=b"The old dog sees a man.\nThe man.\n")
     assert outcome.code == 0
     answers = lines_of(outcome.out)
@@ -174,19 +205,27 @@ def test_output_over_the_input(finished: Path, tmp_path: Path, cli: Cli) -> None
     assert source.read_bytes() == b"The man.\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_keeps_what_there_is(
-    finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    def interrupted(*arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+    """The old file, and beside it what was finished."""
+    original, turns = Seq2Seq.start, itertools.count()
 
-    monkeypatch.setattr(Seq2Seq, "step", interrupted)
+    def interrupted(self: Seq2Seq, *arguments: Any) -> Any:
+        if next(turns) == 2:
+            os.kill(os.getpid(), number)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Seq2Seq, "start", interrupted)
     output = tmp_path / "out.de"
     output.write_bytes(b"precious\n")
-    outcome = cli("translate", "--model", finished, "--output", output, "--overwrite", stdin=b"The man.\n")
-    assert outcome.code == 130
-    assert "Traceback" not in outcome.err
+    arguments = ("translate", "--model", finished, "--output", output, "--overwrite", "--stream")
+    outcome = cli(*arguments, stdin=b"The man.\n\nThe dog.\nThe king.\n")
+    name = signal.Signals(number).name
+    assert_error(outcome, code, f"stopped by {name} after 3 lines", f"kept in {output}.partial")
     assert output.read_bytes() == b"precious\n"
+    assert len(lines_of((tmp_path / "out.de.partial").read_bytes())) == 3
 
 
 def test_which_model(finished: Path, finished_transformer: Path, project: Path, tmp_path: Path, cli: Cli) -> None:
@@ -241,7 +280,7 @@ def test_wrong_options(finished: Path, cli: Cli, arguments: list[str]) -> None:
 
 
 def test_no_model_and_no_input(finished: Path, tmp_path: Path, cli: Cli) -> None:
-    assert_error(cli("translate", stdin=b"a\n"), 2, "--model")
+    assert_error(cli("translate", stdin=b"a\n"), 2, "--model: none is given; give the directory of a run")
     assert_error(cli("translate", "--model", finished, tmp_path / "missing\x1b.en"), 3, "missing\\x1b.en: no such file")
     assert_error(cli("translate", "--model", finished, tmp_path), 3, "is a directory")
 
@@ -336,3 +375,453 @@ def test_a_conversation(finished: Path) -> None:
 def test_a_pipe_as_a_file(finished: Path) -> None:
     outcome = through_shell("", "translate", "--model", str(finished), "/dev/stdin", data=b"The man.\n")
     assert (outcome.returncode, len(lines_of(outcome.stdout))) == (0, 1)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_is_tested_and_explained_with_an_example() -> None:
+    """Here, and in docs/translate.md, whose commands the parser understands."""
+    command = typer.main.get_command(app).commands["translate"]  # type: ignore[attr-defined]
+    options = {option for one in command.params for option in one.opts if option.startswith("--")} - {"--help"}
+    assert len(options) >= 20
+    page = (Path(__file__).parents[2] / "docs" / "translate.md").read_text(encoding="utf-8")
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S))
+    commands = [line[line.index("s2s translate") :] for line in blocks.splitlines()]
+    words = [shlex.split(line) for line in commands]
+    for line in words:
+        command.make_context("translate", line[2:])
+    assert options == {word for line in words for word in line if word.startswith("--")}
+    prose = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
+    own = Path(__file__).read_text(encoding="utf-8")
+    for option in options:
+        assert re.search(rf"`{option}\b", prose), f"docs/translate.md does not explain {option}"
+        assert f'"{option}"' in own, f"no test gives {option}"
+
+
+def tables(data: bytes) -> list[list[str]]:
+    """The fields of tab-separated lines."""
+    mark = "\u241f"
+    return [line.split(mark) for line in lines_of(data.replace(b"\t", mark.encode()))]
+
+
+def objects(data: bytes) -> list[dict[str, Any]]:
+    """JSON lines, read strictly."""
+    return [json.loads(line, parse_constant=refuse_constant) for line in lines_of(data)]
+
+
+STRANGE = 'The "old" \\ dog\u2028sees\ta\x0bman.\n\n\ufffd </s> \U0001f600 \u202e\n'.encode()
+
+
+def test_formats_say_the_same(finished: Path, cli: Cli) -> None:
+    arguments = ("translate", "--model", finished, "--search", "beam=4")
+    text = lines_of(cli(*arguments, stdin=STRANGE).out)
+    assert text == lines_of(cli(*arguments, "--format", "text", "--n-best", "1", stdin=STRANGE).out)
+    rows = tables(cli(*arguments, "--format", "tsv", "--n-best", "3", stdin=STRANGE).out)
+    found = objects(cli(*arguments, "--format", "jsonl", "--n-best", "3", "--alignment", stdin=STRANGE).out)
+    assert [one["line"] for one in found] == [1, 2, 3]
+    assert [one["source"] for one in found] == ['The "old" \\ dog sees a man.', "", "\ufffd </s> \U0001f600 \u202e"]
+    assert [one["hypotheses"][0]["text"] for one in found] == text
+    assert rows == [
+        [str(one["line"]), str(rank), f"{each['score']:.6f}", each["text"]]
+        for one in found
+        for rank, each in enumerate(one["hypotheses"], start=1)
+    ]
+    assert [len(one["hypotheses"]) for one in found] == [3, 1, 3]
+    for one in found:
+        scores = [each["score"] for each in one["hypotheses"]]
+        assert scores == sorted(scores, reverse=True)
+        for each in one["hypotheses"]:
+            assert (
+                "".join(each["tokens"]).replace("\u2581", " ").split() == each["text"].replace(UNKNOWN, "<unk>").split()
+            )
+            if each["text"]:  # the run's length penalty is the average over all tokens and EOS
+                assert each["score"] == pytest.approx(each["log_probability"] / (len(each["tokens"]) + 1), abs=2e-6)
+            links = [tuple(map(int, link.split("-"))) for link in each["alignment"].split()]
+            assert all(i < len(one["source"].split()) and j < len(each["text"].split()) for i, j in links)
+            assert sorted(links) == links and len({j for _, j in links}) == len(links)
+    assert found[0]["hypotheses"][0]["alignment"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--n-best", "2"], ["--n-best", "give --format tsv or --format jsonl"]),
+        (["--alignment"], ["--alignment", "give --format jsonl"]),
+        (["--alignment", "--format", "tsv"], ["--alignment", "give --format jsonl"]),
+        (["--dictionary", "words.tsv"], ["--dictionary", "give --replace-unknown too"]),
+        (["--ensemble", "log"], ["--ensemble", "give --model more than once"]),
+        (["--format", "xml"], ["--format", "xml"]),
+        (["--n-best", "0", "--format", "tsv"], ["--n-best"]),
+        (["--n-best", "3", "--format", "tsv"], ["3", "beam", "2"]),
+        (["--long-lines", "skip"], ["--long-lines", "skip"]),
+        (["--device", "abacus"], ["--device", "abacus"]),
+        (["--batch-tokens", "0"], ["--batch-tokens"]),
+        (["--search", "bean=3"], ["command line: search.bean is not a setting; did you mean search.beam?"]),
+        (["--search", "beam=0"], ["command line: search.beam must be greater than or equal to 1, got 0"]),
+        (["--search", "beam=2.5"], ["search.beam must be a whole number, got 2.5"]),
+        (["--search", "length_penalty=wu"], ["search.length_penalty must be average, gnmt or none"]),
+        (["--search", "beam"], ["'search.beam' is not KEY=VALUE"]),
+    ],
+)
+def test_options_that_make_no_sense(finished: Path, cli: Cli, arguments: list[str], words: list[str]) -> None:
+    outcome = cli("translate", "--model", finished, *arguments, stdin=b"The man.\n")
+    assert_error(outcome, 2, *words)
+    assert outcome.out == b""
+
+
+def test_all_mistakes_in_search_settings_are_told(finished: Path, cli: Cli) -> None:
+    outcome = cli("translate", "--model", finished, "--search", "bean=3", "--search", "min_length=-1", stdin=b"a\n")
+    assert outcome.code == 2
+    assert {line.split(" ")[4] for line in outcome.err.splitlines()} == {"search.bean", "search.min_length"}
+
+
+def test_shortcuts_and_settings_of_search(finished: Path, cli: Cli, sentences: list[str]) -> None:
+    """A longer minimum than any translation shows that a setting arrives; batches change nothing."""
+    data = "".join(f"{line}\n" for line in sentences).encode()
+    plain, short, long, small, many = (
+        cli("translate", "--model", finished, *more, stdin=data)
+        for more in (
+            [],
+            ["--beam", "1", "--device", "cpu"],
+            ["--search", "beam=1"],
+            ["--batch-tokens", "1"],
+            ["--search", "min_length=16", "--search", "max_length_ratio=3", "--search", "batch_tokens=64"],
+        )
+    )
+    assert short.out == long.out
+    assert small.out == plain.out
+    assert all(a != b for a, b in zip(lines_of(many.out), lines_of(plain.out), strict=True))
+
+
+@pytest.mark.parametrize("average", ["probability", "log"])
+def test_ensembles(finished: Path, finished_transformer: Path, cli: Cli, sentences: list[str], average: str) -> None:
+    """A model with itself is that model; with another it is another."""
+    data = "".join(f"{line}\n" for line in sentences).encode()
+    alone = cli("translate", "--model", finished, stdin=data)
+    twins = cli("translate", "--model", finished, "--model", finished, "--ensemble", average, stdin=data)
+    assert (twins.code, twins.out) == (0, alone.out)
+    both = ("translate", "--model", finished, "--model", finished_transformer, "--format", "tsv")
+    assert cli(*both, "--ensemble", average, stdin=data).code == 0
+    scores = [cli(*both, "--ensemble", kind, stdin=data).out for kind in ("probability", "log")]
+    assert scores[0] != scores[1] and scores[0] == cli(*both, stdin=data).out
+
+
+def test_what_happens_to_long_lines(finished: Path, cli: Cli) -> None:
+    """The line is as long as twenty; only its first 15 pieces are read, or nothing of it."""
+    data = f"The man.\n{'The old dog sees a man. ' * 20}\n".encode()
+    arguments = ("translate", "--model", finished, "--search", "max_source_length=16")
+    found = {}
+    for choice in ("split", "truncate"):
+        outcome = cli(*arguments, "--long-lines", choice, stdin=data)
+        assert outcome.code == 0
+        assert "standard input: 1 lines are longer than search.max_source_length (16 pieces)" in outcome.err
+        found[choice] = lines_of(outcome.out)
+    assert found["split"] == lines_of(cli(*arguments, stdin=data).out)
+    assert found["split"][0] == found["truncate"][0]
+    assert len(found["split"][1]) > 5 * len(found["truncate"][1]) > 0
+    outcome = cli(*arguments, "--long-lines", "error", stdin=data)
+    assert_error(outcome, 3, "standard input: line 2: ", "search.max_source_length is 16", "--long-lines split")
+    assert len(lines_of(outcome.out)) <= 1
+
+
+# --- wishes -----------------------------------------------------------------------------------------------------------
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_beginnings(finished: Path, tmp_path: Path, cli: Cli, sentences: list[str]) -> None:
+    """The text begins so, and where nothing is asked for nothing changes."""
+    data = "".join(f"{line}\n" for line in sentences).encode()
+    plain = lines_of(cli("translate", "--model", finished, stdin=data).out)
+    wanted = ["Der Vogel" if number % 2 else "" for number in range(len(sentences))]
+    wanted[5] = "Der K\u00f6nigin einen"
+    path = write(tmp_path / "prefix", "".join(f"{each}\n" for each in wanted))
+    outcome = cli("translate", "--model", finished, "--prefix", path, stdin=data)
+    assert outcome.code == 0
+    for found, beginning, old in zip(lines_of(outcome.out), wanted, plain, strict=True):
+        assert found.startswith(beginning)
+        assert beginning or found == old
+
+
+def test_required_phrases(finished: Path, tmp_path: Path, cli: Cli, sentences: list[str]) -> None:
+    """Each is in the text, from the beginning of a word."""
+    data = "".join(f"{line}\n" for line in sentences).encode()
+    plain = lines_of(cli("translate", "--model", finished, stdin=data).out)
+    wanted: list[list[str]] = [[], ["einen Brief"], ["rote", "K\u00f6nig"]] * len(sentences)
+    wanted = wanted[: len(sentences)]
+    path = write(tmp_path / "require", "".join("\t".join(each) + "\n" for each in wanted))
+    outcome = cli("translate", "--model", finished, "--require", path, "--search", "max_length_extra=20", stdin=data)
+    assert outcome.code == 0, outcome.err
+    free = lines_of(cli("translate", "--model", finished, "--search", "max_length_extra=20", stdin=data).out)
+    for found, phrases, old in zip(lines_of(outcome.out), wanted, free, strict=True):
+        assert all(f" {phrase}" in f" {found}" for phrase in phrases)
+        assert phrases or found == old
+    assert sum(" einen Brief" in f" {line}" for line in plain) < len(plain) / 2
+
+
+def test_forbidden_phrases(finished: Path, tmp_path: Path, cli: Cli, sentences: list[str]) -> None:
+    """Gone from the text of every hypothesis, however it is spelled; lines that never had any are as before."""
+    data = "".join(f"{line}\n" for line in sentences).encode()
+    arguments = ("translate", "--model", finished, "--format", "tsv", "--n-best", "2")
+    plain = tables(cli(*arguments, stdin=data).out)
+    often = sorted({word for row in plain for word in re.findall(r"\w+", row[3])}, key=lambda word: -len(word))[:3]
+    phrases = [*often, "Der alte"]
+    path = write(tmp_path / "forbid", "".join(f"{phrase}\n\n" for phrase in phrases))
+    outcome = cli(*arguments, "--forbid", path, stdin=data)
+    assert outcome.code == 0, outcome.err
+
+    def has(row: list[str]) -> bool:
+        return any(re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", row[3]) for phrase in phrases)
+
+    found = tables(outcome.out)
+    assert not any(map(has, found))
+    touched = {row[0] for row in plain if has(row)}
+    assert len(touched) > 0
+    assert [row for row in found if row[0] not in touched] == [row for row in plain if row[0] not in touched]
+
+
+@pytest.mark.parametrize("option", ["--prefix", "--require"])
+def test_files_beside_the_input_that_do_not_fit(finished: Path, tmp_path: Path, cli: Cli, option: str) -> None:
+    source, beside = write(tmp_path / "in", "a\nb\nc\n"), write(tmp_path / "beside", "Der\n\n")
+    arguments = ("translate", "--model", finished, option, beside)
+    outcome = cli(*arguments, source)
+    assert_error(outcome, 3, f"{source} has 3 lines, {beside} 2")
+    assert outcome.out == b""  # known before the first line is translated
+    assert_error(cli(*arguments, stdin=b"a\n"), 3, f"standard input has 1 lines, {beside} 2")
+    assert_error(cli(*arguments, stdin=b"a\n\nb\nc\n"), 3, f"standard input has 4 lines, {beside} 2")
+    assert_error(cli(*arguments, "--output", beside, "--overwrite", source), 2, "is the input too")
+    write(beside, "Der\n\u65e5\u672c\n\n")
+    assert_error(cli(*arguments, source), 3, f"{source}: line 2: the model's vocabulary cannot write")
+    assert_error(cli("translate", "--model", finished, option, tmp_path / "none", source), 3, "none: no such file")
+
+
+def test_what_is_required_and_forbidden(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    forbid, require = write(tmp_path / "forbid", "Hund\n"), write(tmp_path / "require", "ein Hund.\n")
+    outcome = cli("translate", "--model", finished, "--forbid", forbid, "--require", require, stdin=b"The dog.\n")
+    assert_error(outcome, 3, "standard input: line 1: 'ein Hund.' contains a phrase that is forbidden")
+
+
+# --- unknown words ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words_run(project: Path) -> Path:
+    """A run whose pieces are whole words, and that has learned little."""
+    run = project / "words"
+    done(train_arguments(project, run, "tokenizer={kind: whitespace}", "training.max_updates=3"))
+    return run
+
+
+def test_unknown_words_are_replaced(
+    finished: Path, words_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model says nothing but UNK: every word is one of the source, or its entry in the dictionary."""
+    make_stubborn(monkeypatch, UNK)
+    source = "A \u017di\u017eek sees a grizzly."
+    plain, copied = (
+        lines_of(cli("translate", "--model", words_run, *more, stdin=f"{source}\n\n".encode()).out)
+        for more in ([], ["--replace-unknown"])
+    )
+    assert plain[0].split() == [UNKNOWN] * len(copied[0].split()) and plain[1] == copied[1] == ""
+    assert set(copied[0].split()) <= set(source.split())
+    entries = write(
+        tmp_path / "words.tsv", "".join(f"{word}\t{number}\n" for number, word in enumerate(source.split()))
+    )
+    arguments = ("translate", "--model", words_run, "--replace-unknown", "--dictionary", entries)
+    (outcome,) = lines_of(cli(*arguments, stdin=f"{source}\n".encode()).out)
+    assert outcome.split() == [str(source.split().index(word)) for word in copied[0].split()]
+    (pieces,) = lines_of(cli("translate", "--model", finished, "--replace-unknown", stdin=source.encode()).out)
+    assert pieces in source.split()  # in subwords UNK after UNK is one word
+
+
+@pytest.mark.parametrize(
+    "option", [["--replace-unknown"], ["--alignment", "--format", "jsonl"], ["--attention", "a.svg"]]
+)
+def test_options_that_need_attention(project: Path, cli: Cli, option: list[str]) -> None:
+    run = project / "without-attention"
+    if not run.is_dir():
+        done(train_arguments(project, run, "model.decoder.attention={kind: none}", "training.max_updates=1"))
+    outcome = cli("translate", "--model", run, *option, stdin=b"The man.\n")
+    assert_error(outcome, 2, f"{option[0]}: this model has no attention")
+    assert outcome.out == b""
+
+
+def test_the_picture_is_of_the_first_line_that_is_not_blank(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    picture = tmp_path / "a.svg"
+    outcome = cli("translate", "--model", finished, "--attention", picture, stdin=b"\nThe zebra.\nThe man.\n")
+    assert outcome.code == 0
+    drawn = picture.read_text(encoding="utf-8")
+    assert "zebra" not in lines_of(outcome.out)[2] and drawn.startswith("<svg") and "man." not in drawn
+    arguments = ("translate", "--model", finished, "--attention", picture, "--overwrite")
+    outcome = cli(*arguments, "--search", "max_source_length=4", stdin=b"The old dog sees a man.\n")
+    assert_error(outcome, 2, "--attention: line 1 was cut into parts")
+
+
+# --- streams and signals (T5, T10, T11, T17) --------------------------------------------------------------------------
+
+
+def test_a_driver_that_waits_for_each_answer(finished: Path) -> None:
+    process = start(["translate", "--model", str(finished), "--stream"], stdin=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    for number in range(3):
+        process.stdin.write(b"The man.\n")
+        process.stdin.flush()
+        assert select.select([process.stdout], [], [], 60 if number == 0 else 10)[0], "no answer"
+        assert process.stdout.readline().endswith(b"\n")
+    outcome = finish(process)
+    assert outcome.code == 0
+    assert "translated 3 lines in" in outcome.err and "lines/s" in outcome.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_while_waiting_for_input(finished: Path, number: int, code: int) -> None:
+    process = start(["translate", "--model", str(finished), "--stream"], stdin=subprocess.PIPE)
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"The man.\nThe dog.\n")
+    process.stdin.flush()
+    answers = process.stdout.readline() + process.stdout.readline()
+    process.send_signal(number)
+    outcome = finish(process)
+    assert_error(outcome, code, f"stopped by {signal.Signals(number).name} after 2 lines")
+    assert len(lines_of(answers + outcome.out)) == 2
+
+
+def test_a_signal_in_the_middle_of_the_work(finished: Path, tmp_path: Path) -> None:
+    """What came out are whole lines, and as many as are told."""
+    source = write(tmp_path / "in", "The old dog sees a man.\n" * 20_000)
+    process = start(["translate", "--model", str(finished), str(source), "--batch-tokens", "200"])
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    outcome = finish(process)
+    found = lines_of(first + outcome.out)
+    assert 1 <= len(found) < 20_000 and len(set(found)) == 1
+    assert_error(outcome, 143, f"stopped by SIGTERM after {len(found)} lines")
+
+
+def test_head_stops_the_work(finished: Path) -> None:
+    """Of an endless input; and nothing is said about it."""
+    line = ["bash", "-c", 'yes "The man." | "$@" --batch-tokens 64 | head -1; exit ${PIPESTATUS[1]}', "bash", *COMMAND]
+    process = subprocess.run(
+        [*line, "translate", "--model", str(finished)], capture_output=True, timeout=60, check=False
+    )
+    assert process.returncode in (141, -signal.SIGPIPE)
+    assert len(lines_of(process.stdout)) == 1
+    assert process.stderr == b""
+
+
+def test_a_closed_pipe_is_seen_before_the_next_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGPIPE, lambda number, frame: came.append(number))
+    try:
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "wb") as stream:
+            output = Output(stream)
+            output.check()
+            assert came == []
+            os.close(reader)
+            output.check()
+            assert came == [signal.SIGPIPE]
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def test_two_readers_of_one_model(finished: Path) -> None:
+    both = [start(["translate", "--model", str(finished)], stdin=subprocess.PIPE) for _ in range(2)]
+    outcomes = []
+    for process in both:
+        out, _ = process.communicate(b"The man.\n", timeout=60)
+        outcomes.append((process.returncode, out))
+    assert outcomes[0] == outcomes[1] and outcomes[0][0] == 0
+
+
+# --- models (T13) -----------------------------------------------------------------------------------------------------
+
+
+def test_which_runs_there_are(
+    finished: Path, project: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_error(cli("translate", "--model", project, stdin=b"a\n"), 4, "no checkpoints here", f"are {finished}, ")
+    assert_error(cli("translate", "--model", project / "rn", stdin=b"a\n"), 4, "no such directory", f"{finished}")
+    shutil.copytree(finished, tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    assert_error(cli("translate", stdin=b"a\n"), 2, "--model: none is given", "the runs here are runs/one")
+    assert_error(cli("translate", "--model", "runs/two", stdin=b"a\n"), 4, "no such directory", "runs/one")
+
+
+def test_a_run_that_is_training(finished: Path, run: Path) -> None:
+    """Its best checkpoint is replaced all the time, and the old one deleted: a reader gets one that was the best."""
+    loaded = checkpoint.load(run / "checkpoints" / f"step-{steps(run)[-1]:08d}")
+    writer = checkpoint.Checkpoints(run, Run(run).identity(), keep_last=1)
+    stop, step = threading.Event(), itertools.count(loaded.step + 1)
+
+    def train() -> None:
+        while not stop.is_set():
+            now = next(step)
+            loaded.snapshot.state["step"] = now
+            writer.save(now, loaded.snapshot, score=float(now), is_best=True)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    try:
+        updates = [models.load(run, torch.device("cpu")).update for _ in range(40)]
+    finally:
+        stop.set()
+        thread.join()
+    assert updates == sorted(updates)
+    assert len(set(updates)) > 10
+    assert updates[-1] > loaded.step
+
+
+def test_a_checkpoint_that_goes_away_while_it_is_looked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its choice and its opening a better one comes, and it is deleted; without a better one it is an error."""
+    original, turns = models.load_trained, itertools.count()
+
+    def overtaken(path: Path, device: torch.device, which: str) -> Any:
+        chosen = path / "checkpoints" / (path / which).read_text()
+        if next(turns) < 2:
+            loaded = checkpoint.load(chosen)
+            step = loaded.snapshot.state["step"] = steps(run)[-1] + 1
+            writer = checkpoint.Checkpoints(run, Run(run).identity(), keep_last=1)
+            writer.save(step, loaded.snapshot, score=1000.0 + step, is_best=True)
+            shutil.rmtree(chosen, ignore_errors=True)
+        return original(chosen, device, which)
+
+    monkeypatch.setattr(models, "load_trained", overtaken)
+    assert models.load(run, torch.device("cpu")).update == steps(run)[-1] == UPDATES + 2
+    assert next(turns) == 3
+    (run / "checkpoints" / f"step-{steps(run)[-1]:08d}" / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match="incomplete checkpoint"):
+        models.load(run, torch.device("cpu"))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def most_memory(run: Path, source: Path, output: Path, *arguments: str) -> int:
+    """The most bytes that a translation of its own process held."""
+    line = ["translate", "--model", str(run), str(source), "--output", str(output), *arguments]
+    process = start(line, stdout=None, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_input(finished: Path, tmp_path: Path, sentences: list[str]) -> None:
+    """Ten times the lines, no more than a few megabytes of allocator's noise."""
+    few, many = (
+        write(
+            tmp_path / str(count), "".join(f"{line}\n" for line in itertools.islice(itertools.cycle(sentences), count))
+        )
+        for count in (2000, 20_000)
+    )
+    arguments = ("--batch-tokens", "1024", "--format", "jsonl", "--n-best", "2", "--alignment")
+    small, large = (most_memory(finished, path, tmp_path / f"{path.name}.out", *arguments) for path in (few, many))
+    assert (tmp_path / "20000.out").read_bytes().count(b"\n") == 20_000
+    assert large - small < 24 * 2**20
