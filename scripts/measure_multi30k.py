@@ -79,7 +79,8 @@ def measure(name: str, overrides: list[str]) -> None:
     began = time.time()
     hypotheses = run / "test_2016_flickr.de"
     command = s2s("eval", "--model", str(run), "--tok-lc", str(REFERENCE), "--json", "--output", str(hypotheses))
-    found = json.loads(subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.PIPE).stdout)[0]
+    printed = subprocess.run([*command, "--overwrite"], check=True, stdout=subprocess.PIPE).stdout
+    found = json.loads(printed)["systems"][0]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     updates = [record for record in metrics if "loss" in record]
     validations = [record for record in metrics if "valid" in record]

@@ -15,7 +15,8 @@ import pytest
 import sacrebleu
 
 from s2s.errors import DataError, UsageError
-from s2s.evaluation import Score, bleu, chrf, exact_match, score_all, ter, tok_lc, tok_lc_bleu
+from s2s.evaluation import Score, bleu, chrf, exact_match, judge, score_all, ter, tok_lc, tok_lc_bleu
+from s2s.evaluation.scores import tokenise
 
 HYPOTHESIS = "the cat sat on the mat"
 REFERENCE = "the cat is on the mat"
@@ -99,8 +100,49 @@ def test_line_counts_must_agree(metric: object) -> None:
 
 
 def test_an_unknown_metric_is_named() -> None:
-    with pytest.raises(UsageError, match=r"blue; the metrics are bleu, chrf, ter, exact"):
+    with pytest.raises(UsageError, match=r"blue; the metrics are bleu, chrf, ter, exact, tok-lc"):
         score_all(["a"], ["a"], ("bleu", "blue"))
+
+
+def test_several_references() -> None:
+    """Any of them may be met, as sacreBLEU counts it; each system is measured by one preparation of them."""
+    first, second = ["a b c d e", "x y z u v", "h i"], ["a b c d f", "x y w u v", "h j"]
+    systems = [["a b c d f", "x y z u v", "h"], ["a c", "", "h j"]]
+    expected = {
+        "bleu": [sacrebleu.corpus_bleu(lines, [first, second]).score for lines in systems],
+        "chrf": [sacrebleu.corpus_chrf(lines, [first, second]).score for lines in systems],
+        "ter": [sacrebleu.corpus_ter(lines, [first, second]).score for lines in systems],
+        "exact": [pytest.approx(200 / 3), pytest.approx(100 / 3)],
+        "tok-lc": [sacrebleu.corpus_bleu(lines, [first, second], tokenize="none").score for lines in systems],
+    }
+    for name, values in expected.items():
+        measure = judge(name, [first, second])
+        assert [measure(lines).score.value for lines in systems] == pytest.approx(values, abs=1e-9)
+        assert "|nrefs:2|" in measure(systems[0]).signature
+    with pytest.raises(DataError, match="3 hypothesis lines but 2 reference lines"):
+        judge("bleu", [first, second[:2]])
+
+
+def test_tok_lc_of_raw_references() -> None:
+    measured = judge("tok-lc", [["Tom's Hund läuft, springt."]], language="en")(["toms Hund läuft, springt ."])
+    official = tok_lc_bleu(["toms Hund läuft, springt ."], ["tom &apos;s hund läuft , springt ."], "en")
+    assert measured.score == official
+    assert 0 < official.value < 100
+
+
+def test_the_language_picks_the_tokeniser() -> None:
+    """sacreBLEU's for Chinese cuts between characters; that for Japanese is an extra package."""
+    measured = judge("bleu", [["他在那里。"]], target="zh")(["他在这里。"])
+    assert "|tok:zh|" in measured.signature
+    assert measured.score.value == sacrebleu.corpus_bleu(["他在这里。"], [["他在那里。"]], tokenize="zh").score
+    assert tokenise("他在。", "zh") == ["他", "在", "。"]
+    assert tokenise("Er ist (da).") == ["Er", "ist", "(", "da", ")", "."]
+
+
+def test_a_tokeniser_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    with pytest.raises(UsageError, match=r"bleu: .*pip install sacrebleu\[ja\]"):
+        judge("bleu", [["a"]], target="ja")
 
 
 def test_a_score_prints_with_its_signature() -> None:
