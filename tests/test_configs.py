@@ -15,10 +15,38 @@ from s2s.training.objective import TrainingStep
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 VOCABULARY = 12
+WITHOUT_LINKS = {"guided", "transformer-guided"}
+"""Recipes that learn from word links, of which Multi30k has none."""
+
+
+def names(folder: str) -> set[str]:
+    """The recipes of one corpus."""
+    return {path.stem for path in RECIPES if path.parent.name == folder}
 
 
 def test_there_are_recipes() -> None:
-    assert {path.parent.name for path in RECIPES} >= {"toy", "multi30k"}
+    assert {path.parent.name for path in RECIPES} >= {"toy", "multi30k", "dates"}
+
+
+def test_a_recipe_has_one_name_on_every_corpus() -> None:
+    assert names("multi30k") == names("toy") - WITHOUT_LINKS
+    assert names("dates") < names("toy")
+
+
+def mechanism(path: Path) -> list[object]:
+    """What a recipe's name stands for; sizes, windows, thresholds and starts belong to the corpus."""
+    decoder = configuration.load(path).model.decoder
+    attention = getattr(decoder, "attention", None)
+    plain = [(decoder, "kind"), (decoder, "wiring"), (decoder, "input_feeding")]
+    plain += [(attention, part) for part in ("kind", "normaliser", "context")]
+    kinds = [(getattr(attention, part, None), "kind") for part in ("score", "estimator", "filter", "inner")]
+    return [getattr(holder, part, None) for holder, part in plain + kinds]
+
+
+@pytest.mark.parametrize("name", sorted((names("multi30k") | names("dates")) - {"base"}))
+def test_a_name_means_one_mechanism_on_every_corpus(name: str) -> None:
+    first, *others = (mechanism(path) for path in RECIPES if path.stem == name)
+    assert others and all(other == first for other in others)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))

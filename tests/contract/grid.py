@@ -17,6 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from s2s.attention.normalise import Normaliser
 from s2s.attention.scores import AnyScore
 from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
 from s2s.interfaces import BOS, EOS, PAD
@@ -30,11 +31,17 @@ Options = dict[str, Any]
 EXAMPLES: dict[str, list[Options]] = {
     "none": [{}, {"context": "summary"}],
     "global": [{}, {"score": "general", "normaliser": "softmax", "filter": {"kind": "topk", "k": 2}}],
-    "local-m": [{"window": 1}],
+    "local-m": [
+        {"window": 1},
+        {"window": {"start": 2, "end": 0, "updates": 30}, "score": "general", "normaliser": "softmax"},
+    ],
     "local-p": [
         {"window": 2},
+        {"window": {"start": 3, "end": 1, "updates": 30}, "score": "general", "normaliser": "softmax"},
         {"window": 1, "position": "code", "gauss": "pre", "score": "general", "normaliser": "softmax"},
     ],
+    "monotonic": [{}, {"evaluate": "expected"}],
+    "mocha": [{}, {"window": 2, "evaluate": "expected"}],
     "coverage": [{"inner": {"kind": "global", "score": "additive"}}],
     "hard": [
         {"estimator": {"kind": "reinforce"}},
@@ -102,27 +109,30 @@ def kinds(union: Any) -> dict[str, Any]:
 
 
 def attentions() -> dict[str, Options]:
-    """Every kind of attention with its examples, by name; where it has a score and a normaliser, every one of these."""
-    found: list[Options] = []
+    """Every kind of attention with its examples, by name; where it has a score and a normaliser, every pair of them."""
+    return {_name(options): options for options, _ in _variants()}
+
+
+def _variants() -> Iterator[tuple[Options, int | None]]:
+    """The options of every attention; those with a pair of score and normaliser also have the sum of their places."""
     for kind, settings in kinds(AnyAttention).items():
         for example in EXAMPLES.get(kind, [{}]):
-            open_fields = [field for field in ("score", "normaliser") if field in {*settings.model_fields} - {*example}]
-            variants: dict[str, list[Any]] = {field: [] for field in open_fields}
-            if "score" in variants:
-                variants["score"] = [
-                    {"kind": name, **one} for name in kinds(AnyScore) for one in SCORES.get(name, [{}])
-                ]
-            if "normaliser" in variants:
-                variants["normaliser"] = list(get_args(settings.model_fields["normaliser"].annotation))
-            changes = [{field: value} for field, values in variants.items() for value in values]
-            found += [{"kind": kind, **example, **change} for change in changes or [{}]]
-    return {_name(options): options for options in found}
+            free = {*settings.model_fields} - {*example}
+            scores: list[Any] = [{"kind": name, **one} for name in kinds(AnyScore) for one in SCORES.get(name, [{}])]
+            normalisers = get_args(Normaliser)
+            axes = {"score": scores, "normaliser": normalisers}
+            open_axes = {axis: list(enumerate(values)) for axis, values in axes.items() if axis in free}
+            for chosen in itertools.product(*open_axes.values()):
+                change = {axis: value for axis, (_, value) in zip(open_axes, chosen, strict=True)}
+                places = sum(place for place, _ in chosen) if len(chosen) == 2 else None
+                yield {"kind": kind, **example, **change}, places
 
 
 def _name(options: Options) -> str:
     """Short, and the same in every process: ``global(score=dot)``."""
     inside = ",".join(f"{key}={_name(v) if isinstance(v, dict) else v}" for key, v in options.items() if key != "kind")
-    return f"{options['kind']}({inside})" if inside else str(options["kind"])
+    kind = options.get("kind", "ramp")  # the one section that has no kinds
+    return f"{kind}({inside})" if inside else str(kind)
 
 
 def refusal(decoder: Options) -> str | None:
@@ -153,9 +163,15 @@ def recurrent(name: str, encoder: Options, **decoder: Any) -> Case:
 
 
 def candidates() -> Iterator[Case]:
-    """The quick selection: attention x wiring in full, everything else at least once beside it."""
-    for (attention, options), (wiring, order) in itertools.product(attentions().items(), WIRINGS.items()):
-        name = f"{wiring}/{attention}"
+    """The quick selection: attention x wiring, and everything else at least once beside it.
+
+    Of a score and a normaliser each pair is there, and each with every wiring, but not all triples: a pairwise cover.
+    """
+    turns, wirings = len(get_args(Normaliser)), enumerate(WIRINGS.items())
+    for (options, places), (place, (wiring, order)) in itertools.product(_variants(), wirings):
+        if places is not None and (places + place) % turns:
+            continue
+        name = f"{wiring}/{_name(options)}"
         draw = random.Random(name)  # a new kind leaves the draws of the others alone
         rest = {"cell": draw.choice(["lstm", "gru"]), "layers": draw.choice([1, 2])} | order
         yield recurrent(name, BOTH_WAYS, attention=options, **rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, get_args
 
 import pytest
@@ -23,6 +24,8 @@ from grid import (
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from s2s.attention.normalise import Normaliser
+from s2s.attention.scores import AnyScore
 from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
 from s2s.interfaces import PAD, Decoded, Memory
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
@@ -236,7 +239,12 @@ def test_the_loss_is_the_likelihood_that_search_sees(case: Case) -> None:
     assert same(sums.nll, expected)
 
 
-LEARNERS = ["luong/global(score=general)", "cgru/global(score=additive)", "luong-feeding/none", "pre-sinusoidal"]
+LEARNERS = [
+    "luong/global(score=general,normaliser=softmax)",
+    "cgru/global(score=additive,normaliser=entmax15)",
+    "luong-feeding/none",
+    "pre-sinusoidal",
+]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +279,7 @@ def test_a_tiny_set_is_learned(case: Case) -> None:
 
 def test_every_kind_is_tried() -> None:
     tried = [case.decoder for case in QUICK if case.decoder["kind"] == "rnn"]
+    assert set(LEARNERS) <= {case.name for case in QUICK}
     assert {decoder["attention"]["kind"] for decoder in tried} == set(kinds(AnyAttention))
     assert {decoder["start"] for decoder in tried} == set(get_args(StartKind))
     assert {case.decoder["kind"] for case in QUICK} == set(kinds(AnyDecoder))
@@ -279,6 +288,24 @@ def test_every_kind_is_tried() -> None:
         assert any(decoder["attention"] == options for decoder in tried), f"{options} is refused everywhere"
     for order in WIRINGS.values():
         assert any(order.items() <= decoder.items() for decoder in tried)
+
+
+def test_the_quick_selection_is_a_pairwise_cover() -> None:
+    """Of score, normaliser and wiring, wherever a kind lets them be chosen together, in every example of the kind."""
+    seen: dict[str, set[tuple[str, str, str]]] = {}
+    for case in QUICK:
+        options = case.decoder["attention"] if case.decoder["kind"] == "rnn" else {}
+        wiring = case.name.split("/")[0]
+        if {"score", "normaliser"} <= {*options} and isinstance(options["score"], dict) and wiring in WIRINGS:
+            rest = {key: value for key, value in options.items() if key not in ("score", "normaliser")}
+            seen.setdefault(str(rest), set()).add((str(options["score"]), options["normaliser"], wiring))
+    assert len(seen) >= 3  # global, local-m, local-p
+    for triples in seen.values():
+        scores, normalisers, found = ({triple[axis] for triple in triples} for axis in range(3))
+        assert len(scores) >= len(kinds(AnyScore)) and normalisers == {*get_args(Normaliser)} and found == {*WIRINGS}
+        for one, other in itertools.combinations(range(3), 2):
+            pairs_of = {(triple[one], triple[other]) for triple in triples}
+            assert len(pairs_of) == len({a for a, _ in pairs_of}) * len({b for _, b in pairs_of})
 
 
 def test_what_is_refused_is_refused_with_a_reason() -> None:
