@@ -27,10 +27,10 @@ from torch import Tensor, nn
 from s2s.interfaces import PAD, Decoded, Decoder, Memory, Totals
 from s2s.settings import Settings
 
-_BLOCK = 8_000_000
-"""Scores (rows x V) that stand in memory at once, in the type of the products."""
-_ROWS = 1_000_000
-"""Scores that go through the softmax at once, in float32, through buffers that are used again."""
+_BLOCK = 2**24
+"""Scores (rows x V) that stand in memory at once, in the type of the products: a batch of 2048 tokens and 8000 words."""
+_ROWS = 500_000
+"""Scores that go through the softmax at once, in float32, through buffers that are used again and stay in the cache."""
 
 
 class Sums(NamedTuple):
