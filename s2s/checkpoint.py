@@ -103,6 +103,9 @@ def _write_file(path: Path, data: bytes) -> None:
         while rest:  # a write may stop short without an error; the next one then says why
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)  # that of a descriptor has none
+        raise
     finally:
         os.close(descriptor)
 
@@ -493,6 +496,17 @@ class Checkpoints:
         self.best: int | None = None
         self._resumed: int | None = None
         self._rejected: set[Path] = set()
+
+    def check_space(self, size: int) -> None:
+        """Warn where the run's file system has no room for two checkpoints of ``size`` bytes: one replaces another."""
+        try:
+            free = shutil.disk_usage(self.run).free
+        except OSError as error:
+            self.warn(f"{self.run}: cannot tell how much space is free: {error.strerror}")
+            return
+        if free < 2 * size:
+            room = f"{free / 1e6:.1f} MB are free, a checkpoint takes {size / 1e6:.1f} MB and two must fit"
+            self.warn(f"{self.run}: {room}; make room, or give another --run-dir")
 
     def save(self, step: int, snapshot: Snapshot, score: float | None = None, is_best: bool = False) -> Path:
         """Save a checkpoint and return its directory; ``score``: higher is better, None without a validation.

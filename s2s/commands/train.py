@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s2s import config as configuration
 from s2s import configfile
+from s2s.analysis.diagnostics import Diagnostics, gradient_moments
 from s2s.checkpoint import Checkpoints, Loaded, RunLock, require
 from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.batches import Batch, Indices, Sampling, collate, group_updates, plan_epoch, valid_batches
 from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
-from s2s.errors import CheckpointError, ConfigError, DataError, Stopped
+from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
+from s2s.interfaces import PAD, Attention
 from s2s.progress import say, warn
 from s2s.run import Run, build_model, default_directory, run_of, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
-from s2s.training.objective import ObjectiveSettings, TrainingStep
-from s2s.training.signals import Signals
+from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
+from s2s.training.signals import Signals, stopped
 from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
 
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
-    "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "search", "data.test",
-    "data.cache", "data.train", "data.valid",
+    "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
+    "training.usr1", "training.skip_nonfinite", "search", "data.test", "data.cache", "data.train", "data.valid",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
@@ -50,7 +52,7 @@ def train(
     run = Run(run_directory or default_directory(config_path))
     run.check(resume == "auto", overwrite)
     run.path.mkdir(parents=True, exist_ok=True)
-    with RunLock(run.path), Signals() as signals:
+    with RunLock(run.path), Signals(config.training.usr1 == "exit") as signals:
         _train(config, run, run.open(resume == "auto", overwrite), signals)
 
 
@@ -64,14 +66,13 @@ def resolved(config: Config) -> Config:
 
 def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
     training = config.training
-    checkpoints = Checkpoints(run.path, identity, training.keep_last, warn=warn)
-    checkpoints.clean()
-    loaded = checkpoints.load_newest()
-    if loaded is not None:
-        _compare_settings(require(loaded.snapshot.state, "config", dict), config)
-    prepared = _data(config, run, loaded)
-    if signals.stop is not None:
-        raise _stopped(signals.stop, "before training; nothing to save yet")
+    checkpoints = Checkpoints(run.path, identity, training.keep_last, training.keep_best, warn)
+    with signals.nothing_to_save():
+        checkpoints.clean()
+        loaded = checkpoints.load_newest()
+        if loaded is not None:
+            _compare_settings(require(loaded.snapshot.state, "config", dict), config)
+        prepared = _data(config, run, loaded)
     model = build_model(config, prepared.tokenizers)
     if loaded is None and config.init_from is not None:
         fresh, left = warm_start(model, Path(config.init_from))
@@ -117,7 +118,7 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     number = trainer.signals.stop
     if number is not None:
         kept = f"saved {run.path}/checkpoints/step-{state.update:08d}" if state.update else "nothing to save yet"
-        raise _stopped(number, f"at step {state.update}; {kept}")
+        raise stopped(number, f"at step {state.update}; {kept}")
     if nothing_done:
         say(f"already complete ({ended})")
         return
@@ -126,10 +127,6 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     )  # fmt: skip
     say(f"done: {ended}, {state.target_tokens:,} target tokens in {state.seconds:.0f} s of training{best}")
     say(f"next: s2s eval --model {run.path}")
-
-
-def _stopped(number: int, where: str) -> Stopped:
-    return Stopped(number, f"stopped by {signal.Signals(number).name} {where}", "continue with the same command")
 
 
 def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
@@ -203,8 +200,14 @@ class EpochData:
         return [self.corpus.line(int(index)) for index in indices]
 
 
+_DRAWS, _DRAWN = 8, 16  # of a gradient, over so many sentences: the work of training on 128 sentences
+
+
 class Validator:
-    """Measures a model on the validation set: likelihood with the right words given, and real translations."""
+    """Measures a model on the validation set: likelihood with the right words given, and real translations.
+
+    Nothing that it does has an influence on the training: no buffer, gradient or generator is touched that it reads.
+    """
 
     def __init__(self, config: Config, prepared: Prepared) -> None:
         assert prepared.valid is not None
@@ -214,12 +217,13 @@ class Validator:
         self.batches = valid_batches(*lengths, config.batches)
         self.metrics = ("bleu", "chrf", "ter") if config.training.stop_on == "ter" else ("bleu", "chrf")
 
-    def __call__(self, model: nn.Module, check: Callable[[], None]) -> tuple[Validation, list[str]]:
-        """Scores, and a few lines of samples."""
+    def __call__(self, model: nn.Module, check: Callable[[], None]) -> Validation:
+        """Scores, what the attention does, and a few lines of samples."""
         seed_forward(self.config.seed, 0, 1)  # whatever a mechanism draws in evaluation is the same every time
         device = next(model.parameters()).device
-        nll = likelihood(model, self.corpus, self.batches, self.prepared, device, check)
-        scores: Validation = {"nll": nll, "ppl": float(torch.tensor(nll, dtype=torch.float64).exp())}
+        nll, attention = likelihood(model, self.corpus, self.batches, self.prepared, device, check)
+        attention |= self._scatter(model, device, check)
+        scores = {"nll": nll, "ppl": float(torch.tensor(nll, dtype=torch.float64).exp())}
         translator = Translator(model, self.prepared.tokenizers, self.config.search, device)  # type: ignore[arg-type]
         found = [one.text for one in translator.translate((source for source, _ in self.texts), check=check)]
         references = [target for _, target in self.texts]
@@ -228,7 +232,39 @@ class Validator:
         for index in range(min(self.config.training.samples, len(found))):
             source, target = self.texts[index]
             lines += [f"source      {source}", f"reference   {target}", f"translation {found[index]}"]
-        return scores, lines
+        return Validation(scores, attention, lines)
+
+    @torch.enable_grad()
+    def _scatter(self, model: nn.Module, device: torch.device, check: Callable[[], None]) -> dict[str, float]:
+        """How far the gradient scatters where the attention draws to estimate it; empty where it does not.
+
+        ``gradient_variance`` and ``gradient_square`` are `GradientMoments.spread`, over all parameters, of the loss per
+        target token of the same few sentences, without dropout, at these weights.
+        """
+        drawing = [part for part in model.modules() if isinstance(part, Attention) and part.draws]
+        if not drawing:
+            return {}
+        few = np.unique(np.linspace(0, len(self.corpus) - 1, _DRAWN).astype(np.int64))
+        batch = collate(self.corpus, few, self.prepared.tokenizers)
+        source, lengths, target = (one.to(device) for one in (batch.source, batch.source_lengths, batch.target))
+        step = TrainingStep(model, self.config.objective)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+        def draw(number: int) -> Sequence[Tensor]:
+            check()
+            seed_forward(self.config.seed, 0, 2 + number)
+            sums: Sums = step(source, lengths, target)
+            return torch.autograd.grad(sums.loss / sums.tokens, parameters, materialize_grads=True)
+
+        step.eval()
+        for attention in drawing:
+            attention.train()
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                variance, square = gradient_moments(draw, _DRAWS).spread()
+        finally:
+            step.eval()
+        return {"gradient_variance": variance, "gradient_square": square}
 
 
 @torch.no_grad()
@@ -239,13 +275,19 @@ def likelihood(
     prepared: Prepared,
     device: torch.device,
     check: Callable[[], None],
-) -> float:
-    """Negative log-likelihood per target token (EOS counted), in nats and in float32, without label smoothing."""
-    step = TrainingStep(model, ObjectiveSettings(label_smoothing=0.0)).eval()
+) -> tuple[float, dict[str, float]]:
+    """Negative log-likelihood per target token (EOS counted), in nats and in float32, without label smoothing.
+
+    With it what the attention does meanwhile, see `s2s.analysis.diagnostics`.
+    """
+    step, diagnostics = TrainingStep(model, ObjectiveSettings(label_smoothing=0.0)).eval(), Diagnostics()
     nll, tokens = 0.0, 0
     for indices in batches:
         check()
         batch = collate(corpus, indices, prepared.tokenizers)
-        sums = step(batch.source.to(device), batch.source_lengths.to(device), batch.target.to(device))
+        source, lengths, target = (one.to(device) for one in (batch.source, batch.source_lengths, batch.target))
+        decoded, memory = model(source, lengths, target[:, :-1], Diagnostics.WANT)
+        sums = step.measure(decoded, memory, target[:, 1:])
         nll, tokens = nll + float(sums.nll), tokens + int(sums.tokens)
-    return nll / tokens
+        diagnostics.add(model.decoder, decoded, memory, target[:, 1:] != PAD)  # type: ignore[arg-type]
+    return nll / tokens, diagnostics.means()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 import torch
@@ -239,8 +240,42 @@ def moments(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Ten
     }
 
 
-def restore(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
-    """Put a checkpoint's moments back; gives the names of parameters that have none there."""
+def unstepped(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """The names of parameters that the optimizer has not changed yet: all of them while its steps were skipped."""
+    known = names(model)
+    return [
+        known[id(parameter)]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if not optimizer.state.get(parameter)
+    ]
+
+
+def expected_moments(
+    rule: Optimizer, optimizer: torch.optim.Optimizer, model: nn.Module, without: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Names, shapes and types of what `moments` gives, without values; of the parameters ``without`` there is nothing.
+
+    What an optimizer keeps is read off one that took a step on a parameter of its own.
+    """
+    probe = nn.Parameter(torch.zeros(1, 1))
+    probe.grad = torch.zeros_like(probe)
+    stepped = rule.make([{"params": [probe], "weight_decay": 0.0}])
+    stepped.step()
+    known = names(model)
+    return {
+        f"{key}/{known[id(parameter)]}": torch.empty(
+            parameter.shape if value.shape == probe.shape else value.shape, dtype=value.dtype, device="meta"
+        )
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key, value in stepped.state[probe].items()
+        if isinstance(value, Tensor) and known[id(parameter)] not in without
+    }
+
+
+def restore(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put a checkpoint's moments back."""
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         moment, _, parameter = name.partition("/")
@@ -249,4 +284,3 @@ def restore(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[st
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter] = dict(by_parameter.get(known[id(parameter)], {}))
-    return [name for name in known.values() if name not in by_parameter]

@@ -15,21 +15,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, require
+from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
 from s2s.data.batches import Batch, Indices
-from s2s.errors import CheckpointError, ConfigError, DivergedError
+from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
 from s2s.failpoints import hit
 from s2s.progress import Meter, warn
 from s2s.settings import Settings
 from s2s.training.metrics import MetricsLog
 from s2s.training.objective import Sums, TrainingStep
-from s2s.training.optimizer import Optimizer, Plateau, moments, restore
+from s2s.training.optimizer import Optimizer, Plateau, expected_moments, moments, restore, unstepped
 from s2s.training.signals import Interrupted, Signals
 
 Metric = Literal["nll", "ppl", "bleu", "chrf", "ter"]
@@ -53,6 +53,9 @@ class TrainingSettings(Settings):
     """Updates between checkpoints."""
     keep_last: Annotated[int, Field(ge=1)] = 2
     """Newest checkpoints that are kept; the best one is kept besides."""
+    keep_best: Annotated[int, Field(ge=1)] = 1
+    """Checkpoints that are kept because they are best in ``stop_on``, as `s2s average --best` needs them; with more
+    than one every validation is followed by a save."""
     stop_on: Metric = "bleu"
     """What a better checkpoint is better in."""
     patience: Annotated[int, Field(ge=1)] | None = 10
@@ -61,6 +64,10 @@ class TrainingSettings(Settings):
     """Arithmetic of products; weights and sums stay float32. auto: bf16 where the hardware multiplies it natively."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: a GPU if there is one."""
+    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    """Updates in a row whose loss or gradient is not finite that are left out before training ends with exit code 5."""
+    usr1: Literal["save", "exit"] = "save"
+    """What the signal USR1 does: save and go on, or save and exit with code 138 (SLURM's ``--signal=USR1@120``)."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Validate and translate with an exponential moving average of the weights, of this decay; early updates count as
     min(ema, (1 + n) / (10 + n))."""
@@ -104,8 +111,15 @@ class TrainingData(Protocol):
         ...
 
 
-Validation = dict[str, float]
-"""nll, ppl, bleu, ...: what was measured."""
+class Validation(NamedTuple):
+    """What was measured."""
+
+    scores: dict[str, float]
+    """nll, ppl, bleu, ...; one of them is ``stop_on``."""
+    attention: dict[str, float]
+    """What the attention does, see `s2s.analysis.diagnostics`; empty where there are no weights."""
+    samples: list[str]
+    """Lines to show."""
 
 
 @dataclass
@@ -128,6 +142,8 @@ class TrainingState:
     """Fruitless validations since the last of them."""
     validated: int = 0
     """The last update that was validated."""
+    skipped: int = 0
+    """Updates in a row, up to this one, that were left out because they were not finite."""
 
 
 def seed_forward(seed: int, update: int, slot: int) -> None:
@@ -177,11 +193,11 @@ class Trainer:
         run: Path,
         checkpoints: Checkpoints,
         metrics: MetricsLog,
-        validate: Callable[[nn.Module, Callable[[], None]], tuple[Validation, list[str]]] | None,
+        validate: Callable[[nn.Module, Callable[[], None]], Validation] | None,
         signals: Signals,
         facts: dict[str, Any],
     ) -> None:
-        """``validate(model, check)`` measures, calling ``check`` between batches; it gives scores and sample lines.
+        """``validate(model, check)`` measures, calling ``check`` between batches.
 
         ``signals`` are looked at between updates; the caller has them installed. ``facts`` go into every checkpoint's
         state as they are.
@@ -197,12 +213,14 @@ class Trainer:
         self.validate, self.facts, self.state = validate, facts, TrainingState()
         self.signals = signals
         self._plan: tuple[int, list[list[Indices]]] | None = None
+        self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
     def run(self) -> str:
         """Train until something ends it, and say what that was. Raises DivergedError, SystemRefused."""
+        self.checkpoints.check_space(self._checkpoint_size())
         with Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
             meter.advance(self.state.update)
             while True:
@@ -210,6 +228,9 @@ class Trainer:
                 ended = self._ended()
                 if improved or ended or self.signals.save or self._is_save_due():
                     self._save(meter, improved, final=ended is not None)
+                if ended is None and self.signals.stop is not None:  # it came during the save
+                    ended = self._ended()
+                    self._save(meter, improved=False, final=True)
                 if ended:
                     return ended
                 self._update(meter)
@@ -241,19 +262,16 @@ class Trainer:
         self.step.model.decoder.set_update(update)  # type: ignore[union-attr, operator]
         batches = [self.data.batch(indices, state.epoch) for indices in group]
         tokens = sum(int(batch.target_lengths.sum()) for batch in batches)
-        sums = [self._gradients(batch, update, slot, tokens) for slot, batch in enumerate(batches)]
-        if self.precision == "fp16":
-            self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.rule.clip or math.inf, foreach=True)
-        loss, nll, norm_value, *parts = self._read(sums, norm)
-        loss, nll = (math.nan if hit("loss") == "nan" else loss) / tokens, nll / tokens
-        self._refuse_non_finite(loss, norm_value, group)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with _memory_refused(update, batches):
+            sums = [self._gradients(batch, update, slot, tokens) for slot, batch in enumerate(batches)]
+            if self.precision == "fp16":
+                self.scaler.unscale_(self.optimizer)
+            norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.rule.clip or math.inf, foreach=True)
+            loss, nll, norm_value, *parts = self._read(sums, norm)
+            loss, nll = float(hit("loss") or loss) / tokens, nll / tokens
+            if self._is_usable(loss, norm_value, group):
+                self._apply(sums, update)
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update(update)
-        self._after_update(sums)
 
         epoch = state.epoch + 1  # as people count them
         state.update, state.position = update, state.position + 1
@@ -268,6 +286,7 @@ class Trainer:
             "grad_norm": norm_value,
         }  # fmt: skip
         record |= {name: part / tokens for name, part in zip(sums[0].parts, parts, strict=True)}
+        record |= {"skipped": state.skipped} if state.skipped else {}
         self.metrics.append(record)
         text = f"loss {loss:.3f}  ppl {math.exp(min(nll, 50)):.2f}  {tokens / seconds:,.0f} tokens/s"
         meter.advance(note=f"epoch {epoch}  {text}")
@@ -276,6 +295,7 @@ class Trainer:
 
     def _gradients(self, batch: Batch, update: int, slot: int, tokens: int) -> Sums:
         """Forward and backward of one batch; its share of the update's ``tokens`` is in the gradients."""
+        hit("batch")
         seed_forward(self.seed, update, slot)
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=self.precision != "float32"):
@@ -293,23 +313,43 @@ class Trainer:
         values: list[float] = torch.cat([total[:2], norm.double().view(1), total[2:]]).tolist()
         return values
 
-    def _refuse_non_finite(self, loss: float, norm: float, group: list[Indices]) -> None:
-        """Stop before the optimizer sees a value that is not finite; in fp16 the scaler lowers its scale instead."""
+    def _is_usable(self, loss: float, norm: float, group: list[Indices]) -> bool:
+        """Whether the optimizer may see these gradients; in fp16 the scaler lowers its scale where they are not finite.
+
+        Raises DivergedError after more updates in a row than may be left out.
+        """
         if math.isfinite(loss) and (math.isfinite(norm) or self.precision == "fp16"):
-            return
+            self.state.skipped = 0
+            return True
+        self.state.skipped += 1
         update, lines = self.state.update + 1, [line for indices in group for line in self.data.lines(indices)]
         what = f"loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-        report = {"update": update, "loss": repr(loss), "grad_norm": repr(norm), "lines": lines}
-        (self.run_directory / "diverged.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
         shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
-        last = f"last good checkpoint step-{self._saved:08d}" if self._saved >= 0 else "no checkpoint was saved yet"
-        raise DivergedError(
-            f"update {update}",
-            f"{what} (batch of lines {shown}); weights not updated; {last}",
-            "lower optimizer.lr or optimizer.clip, or set training.precision: float32",
-        )
+        what = f"{what} (batch of lines {shown}); weights not updated"
+        if self.state.skipped <= self.settings.skip_nonfinite:
+            warn(f"update {update}: {what}; {self.state.skipped} in a row, {self.settings.skip_nonfinite} are allowed")
+            return False
+        self._report_divergence({"update": update, "loss": repr(loss), "grad_norm": repr(norm), "lines": lines})
+        todo = "lower optimizer.lr or optimizer.clip, or set training.precision: float32"
+        raise DivergedError(f"update {update}", f"{what}; {self._last()}", todo)
 
-    def _after_update(self, sums: list[Sums]) -> None:
+    def _report_divergence(self, report: dict[str, Any]) -> None:
+        path = self.run_directory / "diverged.json"
+        try:
+            replace_file(path, json.dumps(report).encode() + b"\n")
+        except OSError as error:  # the divergence is what must be told, not that its report does not fit on the disk
+            warn(f"{path}: {error.strerror}")
+
+    def _last(self) -> str:
+        """Words for the checkpoint to go back to."""
+        return f"last good checkpoint step-{self._saved:08d}" if self._saved >= 0 else "no checkpoint was saved yet"
+
+    def _apply(self, sums: list[Sums], update: int) -> None:
+        """One step of the optimizer, and of what follows it."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(update)
         totals: dict[str, tuple[float, float]] = {}
         for one in sums:
             for name, (total, count) in one.statistics.items():
@@ -339,15 +379,16 @@ class Trainer:
         began = time.monotonic()
         try:
             if self.average is None:
-                scores, lines = self.validate(self.model, self._check)
+                scores, attention, lines = self.validate(self.model, self._check)
             else:
                 with self.average.in_place():
-                    scores, lines = self.validate(self.model, self._check)
+                    scores, attention, lines = self.validate(self.model, self._check)
         except Interrupted:
             return False
         if hit("valid") == "nan":
             scores = dict.fromkeys(scores, math.nan)
         value = scores[metric]
+        self._measured = {state.update: -value if metric in _LOWER_IS_BETTER else value}
         better = self._is_better(value)
         if better:
             state.best, state.best_update, state.fruitless, state.since_reduction = value, state.update, 0, 0
@@ -359,7 +400,7 @@ class Trainer:
         else:
             warn(f"validation at update {state.update} gave {metric} {value}; it is neither a best nor a failure")
         state.validated = state.update
-        self.metrics.append({"step": state.update, "valid": scores})
+        self.metrics.append({"step": state.update, "valid": scores | ({"attention": attention} if attention else {})})
         text = "  ".join(f"{name} {number:.2f}" for name, number in scores.items())
         meter.line(f"validation at update {state.update}: {text}{'  (best)' if better else ''}"
                    f"  [{time.monotonic() - began:.0f} s]")  # fmt: skip
@@ -382,29 +423,37 @@ class Trainer:
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def _is_save_due(self) -> bool:
-        return self.state.update > 0 and self.state.update % self.settings.save_every == 0
+        return self.state.update > 0 and (self.state.update % self.settings.save_every == 0 or self._is_ranked())
+
+    def _is_ranked(self) -> bool:
+        """Whether this update may be among the best that are kept."""
+        return self.settings.keep_best > 1 and self.state.update in self._measured
 
     def _save(self, meter: Meter, improved: bool, final: bool) -> None:
         """Save, unless it is saved already or there is nothing yet; a failure is a warning until there are too many, or
         at the end."""
         state = self.state
         self.signals.save = False
-        if state.update == 0 or (state.update == self._saved and not improved):
+        if state.update == 0 or (state.update == self._saved and not improved and not self._is_ranked()):
             return
-        score = state.best if improved else None
-        if score is not None and self.settings.stop_on in _LOWER_IS_BETTER:
-            score = -score
         try:
-            self.checkpoints.save(state.update, self.snapshot(), score, improved)
+            self.checkpoints.save(state.update, self.snapshot(), self._measured.get(state.update), improved)
         except SaveFailed as error:
             self._save_failures += 1
             if final or self._save_failures >= _SAVE_FAILURES:
-                raise
+                todo = f"make room in {self.run_directory}, and go on with the same command"
+                raise SystemRefused(error.where, f"{error.what}; {self._last()}", todo) from error
             warn(f"{error}; will retry at the next checkpoint")
             self.metrics.append({"step": state.update, "save_failures": self._save_failures})
             return
         self._saved, self._save_failures = state.update, 0
         hit("checkpoint.saved")
+
+    def _checkpoint_size(self) -> int:
+        """Bytes of the tensors in a checkpoint."""
+        model, kept = own_tensors(self.model), expected_moments(self.rule, self.optimizer, self.model)
+        average = [] if self.average is None else model.values()
+        return sum(tensor.nbytes for part in (model.values(), kept.values(), average) for tensor in part)
 
     def snapshot(self) -> Snapshot:
         """Everything that continues from here to the same weights."""
@@ -413,7 +462,11 @@ class Trainer:
         if self.average is not None:
             with self.average.in_place():
                 average = {name: tensor.clone() for name, tensor in own_tensors(self.model).items()}
-        state = self.facts | {"training": asdict(self.state), "scaler": self.scaler.state_dict()}
+        state = self.facts | {
+            "training": asdict(self.state),
+            "scaler": self.scaler.state_dict(),
+            "unstepped": unstepped(self.optimizer, self.model),
+        }
         return Snapshot(model, moments(self.optimizer, self.model), state, average)
 
     def load(self, snapshot: Snapshot, where: str) -> None:
@@ -423,18 +476,34 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in expected.items():
                 tensor.copy_(snapshot.model[name])
-        missing = restore(self.optimizer, self.model, snapshot.optimizer)
-        if missing:
-            raise CheckpointError(where, f"the optimizer's state of {missing[0]} is missing")
+        without = require(snapshot.state, "unstepped", list, where)
+        check_tensors(expected_moments(self.rule, self.optimizer, self.model, without), snapshot.optimizer, where)
+        restore(self.optimizer, self.model, snapshot.optimizer)
         if self.average is not None:
             if snapshot.average is None:
                 raise CheckpointError(where, "the moving average is missing")
+            check_tensors(expected, snapshot.average, where)
             names = [name for name, _ in self.model.named_parameters()]
             for name, tensor in zip(names, self.average.tensors, strict=True):
                 tensor.copy_(snapshot.average[name])
         self.scaler.load_state_dict(require(snapshot.state, "scaler", dict, where))
         self.state = _state_from(require(snapshot.state, "training", dict, where), where)
         self._saved = self.state.update
+
+
+@contextmanager
+def _memory_refused(update: int, batches: Sequence[Batch]) -> Iterator[None]:
+    """Turns what torch says when memory runs out, in several ways, into SystemRefused that names the batch."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("out of memory", "can't allocate memory", "bad_alloc")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        tokens = max(int(batch.target_lengths.sum()) for batch in batches)
+        longest = max(int(batch.source_lengths.max()) for batch in batches)
+        what = f"out of memory (a batch of {tokens} target tokens, longest source {longest})"
+        raise SystemRefused(f"update {update}", what, "lower batches.tokens") from error
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from s2s import failpoints
 
 pytest.register_assert_rewrite("harness")
 
-from harness import Cli, Outcome, done, kept_signals, train_arguments, write_project  # noqa: E402
+from harness import Cli, Outcome, Warm, done, kept_signals, train_arguments, write_project  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -47,6 +47,13 @@ def finished_transformer(project: Path) -> Path:
     """The same of the Transformer."""
     done(train_arguments(project, project / "transformer", config="transformer.yaml"))
     return project / "transformer"
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Starts commands in processes of their own without waiting for imports."""
+    with Warm(tmp_path_factory.mktemp("warm")) as process:
+        yield process
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from s2s import cli
 
@@ -46,10 +46,17 @@ model:
   encoder: {kind: transformer, layers: 1, size: 32, heads: 2, feedforward: 64}
   decoder: {kind: transformer, layers: 1, size: 32, heads: 2, feedforward: 64}
 """
+HARD_ATTENTION = "{kind: hard, score: general, estimator: {kind: reinforce, baseline: moving}}"
+"""The one whose training draws most and that has a buffer of its own."""
+_HARD = f"""\
+extends: rnn.yaml
+model:
+  decoder: {{attention: {HARD_ATTENTION}}}
+"""
 
 
 def write_project(folder: Path) -> Path:
-    """A corpus of 288 training and 12 validation pairs with the settings rnn.yaml and transformer.yaml over them."""
+    """A corpus of 288 training and 12 validation pairs, and over it rnn.yaml, hard.yaml and transformer.yaml."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [
         (f"The {adjective} {first} {verb} a {second}.", f"Der {_ADJECTIVES[adjective]} {_NOUNS[first]} "
@@ -62,6 +69,7 @@ def write_project(folder: Path) -> Path:
             (folder / f"{name}.{suffix}").write_text("".join(f"{pair[side]}\n" for pair in part), encoding="utf-8")
     (folder / "rnn.yaml").write_text(_SETTINGS, encoding="utf-8")
     (folder / "transformer.yaml").write_text(_TRANSFORMER, encoding="utf-8")
+    (folder / "hard.yaml").write_text(_HARD, encoding="utf-8")
     return folder
 
 
@@ -113,8 +121,10 @@ def start(
     return process
 
 
-def finish(process: subprocess.Popen[bytes], timeout: float = 60) -> Outcome:
+def finish(process: subprocess.Popen[bytes] | Forked, timeout: float = 120) -> Outcome:
     """Wait for its end; a process that does not end is killed, and the test fails."""
+    if isinstance(process, Forked):
+        return process.wait(timeout)
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -124,13 +134,104 @@ def finish(process: subprocess.Popen[bytes], timeout: float = 60) -> Outcome:
     return Outcome(process.returncode, out or b"", (err or b"").decode())
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | Forked, seconds: float = 120) -> None:
     """Poll until ``condition()``; fails when the process ends before, or time runs out."""
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, finish(process).err
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.002)
+
+
+_WARM = """
+import json, os, sys, traceback
+import torch
+from s2s import cli, failpoints
+import s2s.commands.train
+
+torch.set_num_threads(1)
+for line in sys.stdin:
+    request = json.loads(line)
+    if "start" in request:
+        process = os.fork()
+        if not process:
+            os.setsid()
+            os.dup2(os.open(request["errors"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+            os.dup2(0, 1)
+            failpoints._POINTS = failpoints._parse(request["points"])
+            code = 1
+            try:
+                code = cli.run(request["start"])
+                sys.stderr.flush()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        answer = process
+    else:
+        ended, status = os.waitpid(request["poll"], os.WNOHANG)
+        answer = os.waitstatus_to_exitcode(status) if ended else None
+    print(json.dumps(answer), flush=True)
+"""
+
+
+class Warm:
+    """A process that has imported everything and forks one for each command: tests that start many save the import.
+
+    ``with Warm(folder) as warm: finish(warm.start(arguments))``. The processes are separate, each with a session and a
+    process number of its own, and end as if they had been started one by one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._started = folder, 0
+
+    def __enter__(self) -> Self:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen([sys.executable, "-c", _WARM], env=environment, text=True, **pipes)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # the end of its input is the end of it
+
+    def ask(self, **request: Any) -> Any:
+        """One request, one answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(f"{json.dumps(request)}\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, arguments: Sequence[str], points: str = "") -> Forked:
+        """A command in a process of its own, with these fail points."""
+        self._started += 1
+        errors = self._folder / f"errors-{self._started}"
+        return Forked(self, self.ask(start=list(arguments), points=points, errors=str(errors)), errors)
+
+
+class Forked:
+    """A command that `Warm` started."""
+
+    def __init__(self, warm: Warm, pid: int, errors: Path) -> None:
+        self.pid, self._warm, self._errors = pid, warm, errors
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, negative after a signal; None while it runs."""
+        if self._code is None:
+            self._code = self._warm.ask(poll=self.pid)
+        return self._code
+
+    def wait(self, seconds: float = 120) -> Outcome:
+        """Its end, which must come."""
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > end:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise AssertionError(f"did not end: {self._errors.read_text(errors='replace')}")
+            time.sleep(0.005)
+        assert self._code is not None
+        return Outcome(self._code, b"", self._errors.read_text(errors="replace") if self._errors.exists() else "")
 
 
 # --- looking at a run -------------------------------------------------------------------------------------------------
@@ -153,6 +254,11 @@ def losses(run: Path) -> list[tuple[int, str]]:
     return [(record["step"], record["loss_hex"]) for record in records(run) if "loss_hex" in record]
 
 
+def repeatable(run: Path) -> list[dict[str, Any]]:
+    """Every record without the time it took; floats are read as they were written, to the last bit."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records(run)]
+
+
 def validations(run: Path) -> list[tuple[int, dict[str, float]]]:
     """Step and scores of every validation."""
     return [(record["step"], record["valid"]) for record in records(run) if "valid" in record]
@@ -170,11 +276,23 @@ def digests(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256((last / name).read_bytes()).hexdigest() for name in names}
 
 
+def rewrite(directory: Path, name: str, data: bytes) -> None:
+    """Put a forged file into a checkpoint, together with a manifest that agrees with it."""
+    (directory / name).write_bytes(data)
+    manifest = json.loads((directory / "MANIFEST.json").read_text())
+    manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (directory / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def rewrite_state(directory: Path, state: Mapping[str, Any]) -> None:
+    """The same for the state."""
+    rewrite(directory, "state.json", json.dumps(state).encode())
+
+
 def assert_same_run(run: Path, reference: Path) -> None:
     """The run came to the same weights, optimizer, losses and scores, to the bit, and left nothing lying about."""
     assert [step for step, _ in losses(run)] == list(range(1, len(losses(run)) + 1))
-    assert losses(run) == losses(reference)
-    assert validations(run) == validations(reference)
+    assert repeatable(run) == repeatable(reference)
     assert digests(run) == digests(reference)
     assert not [path for pattern in (".tmp-*", ".trash-*", ".old-*") for path in run.rglob(pattern)]
 

@@ -139,6 +139,7 @@ def test_layout_and_manifest(run: Path) -> None:
         assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+@pytest.mark.fault("D6")
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_files_have_the_usual_permissions(tmp_path: Path, umask: Callable[[int], None], mask: int) -> None:
     umask(mask)
@@ -149,6 +150,7 @@ def test_files_have_the_usual_permissions(tmp_path: Path, umask: Callable[[int],
         assert stat.S_IMODE(directory.stat().st_mode) == 0o777 & ~mask
 
 
+@pytest.mark.fault("R12")
 def test_order_of_writes_syncs_and_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fsync, rename = os.fsync, os.rename
@@ -182,6 +184,7 @@ def test_order_of_writes_syncs_and_renames(tmp_path: Path, monkeypatch: pytest.M
     ]
 
 
+@pytest.mark.fault("D9")
 @pytest.mark.parametrize("name", ["with space", "new\nline", b"not-\xff-utf8", "[brackets]*"])
 def test_strange_directory_names(tmp_path: Path, name: str | bytes) -> None:
     run = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + os.fsencode(name)))
@@ -192,6 +195,7 @@ def test_strange_directory_names(tmp_path: Path, name: str | bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault("D9", "C13")
 def test_symbolic_links_and_relative_names(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "link").symlink_to(run)
     monkeypatch.chdir(tmp_path)
@@ -207,6 +211,7 @@ def test_symbolic_links_and_relative_names(run: Path, tmp_path: Path, monkeypatc
 # ---------------------------------------------------------------------------------------------- broken files
 
 
+@pytest.mark.fault("C1")
 @pytest.mark.parametrize("name", FILES)
 def test_truncated_file(run: Path, name: str) -> None:
     file = run / "checkpoints" / "step-00000014" / name
@@ -226,6 +231,7 @@ def test_truncated_file(run: Path, name: str) -> None:
             load_model(run, "latest")
 
 
+@pytest.mark.fault("C2")
 @pytest.mark.parametrize("name", FILES)
 def test_flipped_bit(run: Path, name: str) -> None:
     file = run / "checkpoints" / "step-00000014" / name
@@ -243,6 +249,7 @@ def test_flipped_bit(run: Path, name: str) -> None:
     assert newest(run)[0] == 7
 
 
+@pytest.mark.fault("C1", "C3")
 def test_longer_and_missing_files(run: Path) -> None:
     directory = run / "checkpoints" / "step-00000014"
     with (directory / "state.json").open("ab") as file:
@@ -266,6 +273,7 @@ def test_a_pipe_does_not_make_the_reader_wait(run: Path) -> None:
         load(file.parent)
 
 
+@pytest.mark.fault("C3", "X3")
 @pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "..", ".", "", "a\\b", "a/b", "nul\0"])
 def test_manifest_names_stay_inside(run: Path, name: str) -> None:
     file = run / "checkpoints" / "step-00000014" / "MANIFEST.json"
@@ -276,6 +284,7 @@ def test_manifest_names_stay_inside(run: Path, name: str) -> None:
         load(file.parent)
 
 
+@pytest.mark.fault("C3")
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -304,6 +313,7 @@ def test_malformed_manifest(run: Path, text: str, reason: str) -> None:
     assert newest(run)[0] == 7
 
 
+@pytest.mark.fault("C7", "C11")
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -326,6 +336,7 @@ def test_state_is_checked(run: Path, fields: dict[str, Any], reason: str) -> Non
         load(directory)
 
 
+@pytest.mark.fault("C11")
 def test_deeply_nested_state_is_refused(run: Path) -> None:
     directory = run / "checkpoints" / "step-00000014"
     rewrite(directory, "state.json", b'{"step":' + b"[" * 1000 + b"]" * 1000 + b"}")
@@ -359,6 +370,7 @@ def test_require() -> None:
 ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
+@pytest.mark.fault("C10")
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -410,6 +422,7 @@ def pickled(marker: Path, path: Path, form: str) -> bytes:
 PICKLE = "not an s2s model (looks like a PyTorch pickle); s2s does not load pickles"
 
 
+@pytest.mark.fault("C5")
 @pytest.mark.parametrize("form", ["zip", "old", "pickle"])
 def test_pickles_are_refused_unread(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
@@ -440,6 +453,7 @@ def test_the_payload_would_have_worked(tmp_path: Path) -> None:
     assert (tmp_path / "marker").exists()
 
 
+@pytest.mark.fault("C5")
 def test_other_files_are_not_models(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CheckpointError, match=r"notes\.txt: not an s2s model; give the directory of a run"):
@@ -450,6 +464,7 @@ def test_other_files_are_not_models(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.fault("C14")
 def test_deleted_while_being_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run / "checkpoints" / "step-00000014"
     digest = hashlib.file_digest
@@ -465,6 +480,7 @@ def test_deleted_while_being_read(run: Path, monkeypatch: pytest.MonkeyPatch) ->
 # ---------------------------------------------------------------------------------------------- tensors
 
 
+@pytest.mark.fault("C9")
 def test_check_tensors_names_what_differs() -> None:
     expected = {"a": torch.zeros(5, 4), "b": torch.zeros(2), "c": torch.zeros(3)}
     check_tensors(expected, {name: tensor + 1 for name, tensor in expected.items()}, "here")
@@ -484,6 +500,7 @@ def test_check_tensors_names_what_differs() -> None:
         check_tensors({str(n): torch.zeros(1) for n in range(100)}, {}, "")
 
 
+@pytest.mark.fault("C9")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_model_that_is_not_finite_is_not_translated_with(tmp_path: Path, bad: float) -> None:
     broken = snapshot()
@@ -517,6 +534,7 @@ def test_average() -> None:
 # ---------------------------------------------------------------------------------------------- choosing
 
 
+@pytest.mark.fault("C4")
 @pytest.mark.parametrize("content", [None, b"", b"step-00000099", b"\xff\xfe", b"../../x", b"x" * 1000])
 def test_a_wrong_pointer_is_a_warning(run: Path, content: bytes | None) -> None:
     (run / "latest").unlink()
@@ -552,6 +570,7 @@ def test_translation_prefers_averaged_weights(tmp_path: Path) -> None:
     assert load_model(tmp_path).snapshot.model["w"].item() == 1
 
 
+@pytest.mark.fault("C15")
 def test_nothing_and_nothing_valid(tmp_path: Path, run: Path) -> None:
     assert Checkpoints(tmp_path / "new", "mine", 1).load_newest() is None
     for step in (7, 14):
@@ -563,6 +582,7 @@ def test_nothing_and_nothing_valid(tmp_path: Path, run: Path) -> None:
     assert len(said) == 2
 
 
+@pytest.mark.fault("D7")
 def test_only_checkpoints_of_another_run(run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"step-00000014: belongs to another run \(mine, this is other\)"):
         Checkpoints(run, "other", 1).load_newest(lambda _: None)
@@ -571,6 +591,7 @@ def test_only_checkpoints_of_another_run(run: Path) -> None:
 # ---------------------------------------------------------------------------------------------- retention
 
 
+@pytest.mark.fault("D7")
 def test_retention_counts_in_numbers_and_spares_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "mine", keep_last=1)
     for step, score in [(900, 10.0), (1000, 30.0), (1100, 20.0), (99_999_900, 5.0), (100_000_100, 6.0)]:
@@ -580,6 +601,7 @@ def test_retention_counts_in_numbers_and_spares_the_best(tmp_path: Path) -> None
     assert (tmp_path / "best").read_text() == "step-00001000"
 
 
+@pytest.mark.fault("D7")
 def test_retention_keeps_several_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "mine", keep_last=1, keep_best=2)
     for step, score in [(1, 10.0), (2, 30.0), (3, 20.0), (4, float("nan")), (5, None), (6, 5.0)]:
@@ -587,6 +609,7 @@ def test_retention_keeps_several_best(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000003", "step-00000006"]
 
 
+@pytest.mark.fault("D7")
 def test_retention_spares_another_run_the_resumed_one_and_the_future(run: Path) -> None:
     saved(run, 99_999, run_id="foreign")
     (run / "checkpoints" / "step-00000014" / "model.safetensors").write_bytes(b"")
@@ -608,6 +631,7 @@ def test_retention_spares_another_run_the_resumed_one_and_the_future(run: Path) 
         load_model(run, "step-14")
 
 
+@pytest.mark.fault("D7")
 def test_broken_checkpoints_do_not_count(run: Path) -> None:
     (run / "checkpoints" / "step-00000014" / "model.safetensors").write_bytes(b"")
     checkpoints = Checkpoints(run, "mine", keep_last=2, warn=lambda _: None)
@@ -617,6 +641,7 @@ def test_broken_checkpoints_do_not_count(run: Path) -> None:
     assert names(run) == [f"step-{step:08d}" for step in (7, 10, 14, 15)]
 
 
+@pytest.mark.fault("D7")
 def test_what_was_just_saved_is_kept_whatever_its_number(tmp_path: Path) -> None:
     saved(tmp_path, 20)
     saved(tmp_path, 5, keep_last=1)
@@ -639,6 +664,7 @@ def test_the_best_is_remembered_across_processes(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000002", "step-00000003", "step-00000005"]
 
 
+@pytest.mark.fault("D8")
 def test_failing_deletion_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     checkpoints = Checkpoints(tmp_path, "mine", 1, warn=said.append)
@@ -679,6 +705,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, code: int, budget: int, times: i
     monkeypatch.setattr(os, "write", limited)
 
 
+@pytest.mark.fault("D1")
 @pytest.mark.parametrize("budget", [0, 1, 100, 400, 800, 1200])
 def test_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
     checkpoints = Checkpoints(run, "mine", 1)
@@ -699,6 +726,7 @@ def test_full_disk(run: Path, monkeypatch: pytest.MonkeyPatch, budget: int) -> N
     assert newest(run)[0] == 21
 
 
+@pytest.mark.fault("D1")
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
@@ -706,6 +734,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert torch.equal(load(path).snapshot.model["encoder.weight"], snapshot(7).model["encoder.weight"])
 
 
+@pytest.mark.fault("D5")
 def test_one_device_error_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = Checkpoints(tmp_path, "mine", 1)
     fail_after(monkeypatch, errno.EIO, 300, times=1)
@@ -719,6 +748,7 @@ def test_one_device_error_is_tried_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert names(tmp_path) == ["step-00000007"]
 
 
+@pytest.mark.fault("D5")
 def test_what_reads_back_differently_is_not_kept(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
 
@@ -731,6 +761,7 @@ def test_what_reads_back_differently_is_not_kept(run: Path, monkeypatch: pytest.
     assert names(run) == ["step-00000007", "step-00000014"]
 
 
+@pytest.mark.fault("D1")
 def test_a_failed_replacement_puts_the_old_one_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rename = os.rename
 
@@ -747,6 +778,7 @@ def test_a_failed_replacement_puts_the_old_one_back(run: Path, monkeypatch: pyte
     assert load_model(run, "step-14").snapshot.model["decoder.out.weight"][0, 0] == 14
 
 
+@pytest.mark.fault("R2")
 def test_a_checkpoint_being_replaced_is_found(run: Path) -> None:
     directory = run / "checkpoints"
     (directory / "step-00000014").rename(directory / ".old-step-00000014")
@@ -765,6 +797,7 @@ def test_a_checkpoint_being_replaced_is_found(run: Path) -> None:
     assert newest(run) == (14, [])
 
 
+@pytest.mark.fault("X8")
 def test_temporaries_do_not_follow_links(run: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -847,7 +880,7 @@ def look(run, step, case):
 
 def at_point(point, step, count):
     def save():
-        failpoints._POINTS[point] = [("kill9", count)]
+        failpoints._POINTS.update(failpoints._parse(f"{point}:kill9@{count}"))
         Checkpoints(run, "r", 1).save(step, snapshot(100 + step), score=2.0, is_best=True)
     run = base / f"{point}-{step}-{count}"
     prepare(run)
@@ -906,6 +939,7 @@ print(json.dumps(report))
 '''
 
 
+@pytest.mark.fault("R2", "D1")
 def test_killed_at_every_point_and_every_system_call(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(checkpoint.__file__).parents[1])}
     done = subprocess.run(
@@ -921,6 +955,7 @@ def test_killed_at_every_point_and_every_system_call(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- the lock
 
 
+@pytest.mark.fault("R11")
 def test_the_lock_names_its_holder(tmp_path: Path) -> None:
     with RunLock(tmp_path):
         with pytest.raises(RunInUse, match=rf"in use by pid {os.getpid()} on host \S+ since 2\d\d\d-") as caught:
@@ -930,6 +965,7 @@ def test_the_lock_names_its_holder(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.fault("R11")
 def test_a_dead_holder_is_followed(tmp_path: Path) -> None:
     program = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write('pid 1\\x1b[2J'); f.flush(); print(flush=True); time.sleep(60)"  # noqa: E501
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "LOCK")], stdout=subprocess.PIPE) as holder:

@@ -56,6 +56,7 @@ def test_a_record_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert written == [b'{"step": 1}\n']
 
 
+@pytest.mark.fault("R7")
 def test_truncation_keeps_complete_records_up_to_the_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     kept = b'{"step": 1}\n{"step": 2, "valid": {"bleu": 3.5}}\n'
@@ -95,6 +96,7 @@ def test_a_failed_truncation_leaves_the_file(tmp_path: Path, monkeypatch: pytest
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.fault("D2")
 def test_a_full_disk_is_one_warning_and_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     path = tmp_path / "metrics.jsonl"
@@ -116,6 +118,7 @@ def test_a_full_disk_is_one_warning_and_leaves_whole_lines(tmp_path: Path, monke
     assert path.read_bytes() == b'{"step": 1}\n{"step": 4}\n'
 
 
+@pytest.mark.fault("D2")
 def test_a_directory_that_is_gone_is_a_warning(tmp_path: Path) -> None:
     said: list[str] = []
     log = MetricsLog(tmp_path / "gone" / "metrics.jsonl", said.append)
