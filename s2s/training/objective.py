@@ -28,7 +28,7 @@ from s2s.interfaces import PAD, Decoded, Decoder, Memory, Totals
 from s2s.settings import Settings
 
 _BLOCK = 2**24
-"""Scores (rows x V) that stand in memory at once, in the type of the products: a batch of 2048 tokens and 8000 words."""
+"""Scores (rows x V) that stand in memory at once, in the type of the products: 2048 tokens of 8000 words each."""
 _ROWS = 500_000
 """Scores that go through the softmax at once, in float32, through buffers that are used again and stay in the cache."""
 
