@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a bug in s2s, 2 usage or settings, 3 input data, 4 checkpo
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -32,9 +33,20 @@ app.add_typer(config_app, name="config")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's.")]
 ConfigFile = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model computes.")]
 Checkpoint = Annotated[str, typer.Option(help="Which checkpoint of a run: best, latest or step-N.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Models = Annotated[list[Path] | None, typer.Option("--model", "-m", help="A run; several are an ensemble.")]
+SourceFile = Annotated[Path, typer.Argument(metavar="SOURCE", help="Text file of source lines.")]
+TargetFile = Annotated[Path, typer.Argument(metavar="TARGET", help="Their translations, line for line.")]
+NBestFile = Annotated[Path, typer.Argument(metavar="NBEST", help="What s2s translate --n-best wrote: tsv or jsonl.")]
+OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")]
+BatchTokens = Annotated[int | None, typer.Option(min=1, max=10_000_000, help="Padded positions run together.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse input that is not UTF-8.")]
+Normalise = Annotated[
+    Literal["search", "none", "average", "gnmt"],
+    typer.Option(help="Length penalty of the scores; search: the one of the run's settings."),
+]
 
 
 @app.command()
@@ -56,63 +68,235 @@ def translate(
     source: Annotated[
         Path | None, typer.Argument(metavar="[INPUT]", help="Text file; default: standard input.")
     ] = None,
-    model: Annotated[list[Path] | None, typer.Option("--model", "-m", help="A run; several are an ensemble.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")] = None,
+    model: Models = None,
+    output: OutputOption = None,
     overwrite: Overwrite = False,
-    checkpoint: Checkpoint = "best",
-    beam: Annotated[int | None, typer.Option(min=1, max=1000, help="Beam size; default: the run's own.")] = None,
-    device: Device = "auto",
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse input that is not UTF-8.")] = False,
+    form: Annotated[
+        Literal["text", "tsv", "jsonl"], typer.Option("--format", help="What a translation is written as.")
+    ] = "text",
+    n_best: Annotated[int, typer.Option(min=1, max=1000, help="Translations of each line, best first.")] = 1,
+    alignment: Annotated[bool, typer.Option("--alignment", help="Add word links, with --format jsonl.")] = False,
     attention: Annotated[Path | None, typer.Option(help="Draw the first line's attention into this SVG file.")] = None,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A search setting over the run's own; repeatable.")
+    ] = None,
+    beam: Annotated[int | None, typer.Option(min=1, max=1000, help="Short for --search beam=N.")] = None,
+    batch_tokens: BatchTokens = None,
+    ensemble: Annotated[
+        Literal["probability", "log"] | None,
+        typer.Option(help="Mean of several models; default: probability."),
+    ] = None,
+    long_lines: Annotated[
+        Literal["split", "truncate", "error"], typer.Option(help="A line over search.max_source_length.")
+    ] = "split",
+    strict: Strict = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Answer each line before reading the next.")] = False,
+    prefix: Annotated[Path | None, typer.Option(help="Beginnings of the translations, line by line.")] = None,
+    require: Annotated[
+        Path | None, typer.Option(help="Phrases that must occur, line by line, tabs between them.")
+    ] = None,
+    forbid: Annotated[Path | None, typer.Option(help="Phrases that must not occur, one a line, for all lines.")] = None,
+    replace_unknown: Annotated[
+        bool, typer.Option("--replace-unknown", help="Put the most attended source word for an unknown one.")
+    ] = False,
+    dictionary: Annotated[
+        Path | None, typer.Option(help="WORD, tab, TRANSLATION a line: what to put instead, with --replace-unknown.")
+    ] = None,
 ) -> None:
     """Translate a text file or standard input, line for line."""
     _die_with_a_closed_pipe()
+    from s2s.commands.translate import Options
     from s2s.commands.translate import translate as command
 
-    if not model:
-        raise typer.BadParameter("give at least one --model RUN")
-    command(
-        model, source, output, overwrite=overwrite, checkpoint=checkpoint, beam=beam, device=device, strict=strict,
-        attention=attention,
+    shortcuts = {"beam": beam, "batch_tokens": batch_tokens}
+    changes = [*(search or ()), *(f"{key}={value}" for key, value in shortcuts.items() if value is not None)]
+    options = Options(
+        output=output, overwrite=overwrite, form=form, n_best=n_best, alignment=alignment, attention=attention,
+        checkpoint=checkpoint, device=device, search=changes, ensemble=ensemble, long_lines=long_lines, strict=strict,
+        stream=stream, prefix=prefix, require=require, forbid=forbid, replace_unknown=replace_unknown,
+        dictionary=dictionary,
     )  # fmt: skip
+    command(model or [], source, options)
 
 
 @app.command("eval")
 def evaluate(
-    model: Annotated[Path | None, typer.Option("--model", "-m", help="A run to translate with.")] = None,
+    model: Annotated[list[Path] | None, typer.Option("--model", "-m", help="A run to translate with.")] = None,
     hypotheses: Annotated[list[Path] | None, typer.Option(help="Translations to score.")] = None,
     source: Annotated[Path | None, typer.Option(help="Text to translate; default: the run's test set.")] = None,
-    reference: Annotated[Path | None, typer.Option(help="The right translations.")] = None,
+    reference: Annotated[list[Path] | None, typer.Option(help="The right translations.")] = None,
+    testset: Annotated[str | None, typer.Option(metavar="NAME", help="A test set that sacreBLEU has fetched.")] = None,
+    language_pair: Annotated[str | None, typer.Option(metavar="xx-yy", help="For --testset; picks tokenisers.")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[bleu|chrf|ter|exact|tok-lc]", help="What to compute; default: bleu, chrf and ter."),
+    ] = None,
     tok_lc: Annotated[
         Path | None, typer.Option(help="A tokenised lower-cased reference: score in that form too, as published.")
     ] = None,
-    language: Annotated[str, typer.Option(help="Target language, for --tok-lc.")] = "de",
+    language: Annotated[str | None, typer.Option(help="Target language, for tok-lc; default: de.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="The system to compare with; default: the first.")] = None,
+    significance: Annotated[
+        Literal["bootstrap", "randomisation", "both", "none"], typer.Option(help="Intervals and p-values.")
+    ] = "bootstrap",
+    samples: Annotated[
+        int | None, typer.Option(min=100, max=1_000_000, help="Of the bootstrap; default: 1000.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=100, max=1_000_000, help="Of randomisation; default: 10000.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of both; default: 12345.")] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(metavar="[length|frequency]", help="Take the scores apart by bands.")
+    ] = None,
+    length_bands: Annotated[str | None, typer.Option(metavar="N,N,...", help="Words of the source.")] = None,
+    frequency_bands: Annotated[str | None, typer.Option(metavar="N,N,...", help="Times seen in training.")] = None,
+    frequency_from: Annotated[Path | None, typer.Option(help="Training text; default: that of the runs.")] = None,
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the translations here.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the results here; default: stdout.")] = None,
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score a model or files of translations: BLEU, chrF and TER with signatures."""
+    """Score models and files of translations: BLEU, chrF and TER with signatures, intervals and p-values."""
     _die_with_a_closed_pipe()
+    from s2s.commands.evaluate import Options
     from s2s.commands.evaluate import evaluate as command
 
     command(
-        model, hypotheses or [], source, reference, tok_lc=tok_lc, language=language, checkpoint=checkpoint,
-        device=device, output=output, overwrite=overwrite, as_json=as_json,
+        Options(
+            models=model or (), hypotheses=hypotheses or (), source=source, references=reference or (),
+            test_set=testset, language_pair=language_pair, metrics=metric or (), tok_lc=tok_lc, language=language,
+            baseline=baseline, significance=significance, samples=samples, trials=trials, seed=seed, by=by or (),
+            length_bands=length_bands, frequency_bands=frequency_bands, frequency_from=frequency_from,
+            checkpoint=checkpoint, device=device, output=output, report=report, overwrite=overwrite, as_json=as_json,
+        )
     )  # fmt: skip
+
+
+@app.command()
+def score(
+    source: SourceFile,
+    target: TargetFile,
+    model: Models = None,
+    normalise: Normalise = "search",
+    per_token: Annotated[bool, typer.Option("--per-token", help="Every piece with its log-probability too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    output: OutputOption = None,
+    overwrite: Overwrite = False,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    strict: Strict = False,
+) -> None:
+    """Score given translations: a log-probability for every pair of lines."""
+    _die_with_a_closed_pipe()
+    from s2s.commands.score import score as command
+
+    command(
+        model or [], source, target, output, normalise=normalise, per_token=per_token, as_json=as_json,
+        overwrite=overwrite, checkpoint=checkpoint, device=device, batch_tokens=batch_tokens, strict=strict,
+    )  # fmt: skip
+
+
+@app.command()
+def align(
+    source: SourceFile,
+    target: TargetFile,
+    model: Models = None,
+    level: Annotated[Literal["word", "piece"], typer.Option(help="What is linked.")] = "word",
+    shift: Annotated[
+        int, typer.Option(min=0, max=1, help="1: attention belongs to the word before the one it was asked for.")
+    ] = 0,
+    threshold: Annotated[
+        float | None, typer.Option(min=1e-6, max=1, help="Link all with so much weight; default: the largest.")
+    ] = None,
+    form: Annotated[
+        Literal["pharaoh", "json", "soft"], typer.Option("--format", help="Links, all of it, or weights.")
+    ] = "pharaoh",
+    gold: Annotated[Path | None, typer.Option(help="Right links, Pharaoh: print AER, precision, recall.")] = None,
+    gold_first: Annotated[int, typer.Option(min=0, max=1, help="The number of the first word in --gold.")] = 0,
+    output: OutputOption = None,
+    overwrite: Overwrite = False,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    strict: Strict = False,
+) -> None:
+    """Link the words of given translations through the model's attention."""
+    _die_with_a_closed_pipe()
+    from s2s.commands.align import align as command
+
+    command(
+        model or [], source, target, output, level=level, shift=shift, threshold=threshold, form=form, gold=gold,
+        gold_first=gold_first, overwrite=overwrite, checkpoint=checkpoint, device=device, batch_tokens=batch_tokens,
+        strict=strict,
+    )  # fmt: skip
+
+
+@app.command()
+def rescore(
+    nbest: NBestFile,
+    model: Annotated[list[Path] | None, typer.Option("--model", "-m", help="A run; several are judges apart.")] = None,
+    source: Annotated[Path | None, typer.Option(help="The translated lines; JSON lists may say their own.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="Of each model's score, in order; default: 1.")] = None,
+    given: Annotated[float, typer.Option(help="Weight of the scores in the lists.")] = 1.0,
+    normalise: Normalise = "search",
+    output: OutputOption = None,
+    overwrite: Overwrite = False,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    batch_tokens: BatchTokens = None,
+    strict: Strict = False,
+) -> None:
+    """Rank n-best lists again by the scores of models."""
+    _die_with_a_closed_pipe()
+    from s2s.commands.rescore import rescore as command
+
+    command(
+        model or [], nbest, source, output, weights=weight or (), given=given, normalise=normalise,
+        overwrite=overwrite, checkpoint=checkpoint, device=device, batch_tokens=batch_tokens, strict=strict,
+    )  # fmt: skip
+
+
+@app.command()
+def mbr(
+    nbest: NBestFile,
+    utility: Annotated[Literal["chrf", "bleu"], typer.Option(help="How like two translations are.")] = "chrf",
+    weights: Annotated[
+        Literal["uniform", "softmax"], typer.Option(help="uniform for samples; softmax of the scores for n-best.")
+    ] = "uniform",
+    form: Annotated[
+        Literal["text", "tsv", "jsonl"], typer.Option("--format", help="The best, or the lists ranked again.")
+    ] = "text",
+    output: OutputOption = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Choose from samples or n-best lists by minimum Bayes risk."""
+    _die_with_a_closed_pipe()
+    from s2s.commands.mbr import mbr as command
+
+    command(nbest, output, utility=utility, weights=weights, form=form, overwrite=overwrite)
 
 
 @app.command()
 def average(
     model: Annotated[Path, typer.Option("--model", "-m", help="The run to take checkpoints from.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new run to write.")],
-    last: Annotated[int, typer.Option(min=1, help="How many of the newest; see training.keep_last.")] = 5,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="How many of the newest, by default 5; see training.keep_last.")
+    ] = None,
+    best: Annotated[
+        int | None, typer.Option(min=1, help="How many of the best in validation; see training.keep_best.")
+    ] = None,
 ) -> None:
-    """Average the last checkpoints of a run into one model."""
+    """Average the last or the best checkpoints of a run into one model."""
     from s2s.commands.average import average_checkpoints
 
-    average_checkpoints(model, output, last)
+    average_checkpoints(model, output, last, best)
 
 
 @config_app.command("show")
@@ -206,6 +390,8 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> NoReturn:
     """The console command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the same bytes under every locale; what cannot be one is spelled out
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     code = run()
     try:
         if sys.stdout is not None:

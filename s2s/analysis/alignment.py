@@ -21,7 +21,7 @@ from s2s.errors import DataError
 Link = tuple[int, int]
 Weights = NDArray[np.floating[Any]]
 
-_LINK = re.compile(r"([0-9]+)([-p])([0-9]+)")
+_LINK = re.compile(r"([0-9]{1,9})([-p])([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def parse_links(line: str, where: object = "links", first: int = 0) -> GoldLinks
     for token in line.split():
         match = _LINK.fullmatch(token)
         if match is None:
-            raise DataError(where, f"{token!r} is not a link", "write links as 0-0 (sure) or 0p0 (possible)")
+            raise DataError(where, f"{token[:40]!r} is not a link", "write links as 0-0 (sure) or 0p0 (possible)")
         link = int(match[1]) - first, int(match[3]) - first
         if min(link) < 0:
             raise DataError(where, f"the link {token} is below the first word", f"count words from {first}")
@@ -67,10 +67,11 @@ def read_links(path: Path, first: int = 0) -> list[GoldLinks]:
     Raises DataError with file and line for what cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")  # in text mode a lone CR would end a line
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(path, f"cannot be read: {error}") from error
-    lines = text.removesuffix("\n").split("\n") if text else []
+    lines = text.removesuffix("\n").split("\n") if data else []
     return [parse_links(line, f"{path}: line {number}", first) for number, line in enumerate(lines, start=1)]
 
 

@@ -7,20 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from s2s.analysis.alignment import GoldLinks, Link, aer, format_links, read_links
-from s2s.commands.pairs import results, scorer_of, tell_too_long, write
-from s2s.commands.translate import standard_output
-from s2s.data.nbest import json_line
+from s2s.commands.models import require_models
+from s2s.commands.output import results, standard_output, write
+from s2s.commands.pairs import scorer_of, tell_too_long
 from s2s.data.parallel import Parallel, require_equal_lines
-from s2s.errors import CheckpointError, DataError, UsageError
-from s2s.interfaces import BOS, EOS
+from s2s.errors import DataError, UsageError
 from s2s.progress import warn
 from s2s.search.align import Aligned, Aligner, Level
-from s2s.search.score import Scorer
+from s2s.strictjson import json_line
 
-Format = Literal["pharaoh", "json", "soft"]
+Form = Literal["pharaoh", "json", "soft"]
 
 
 def align(
@@ -32,7 +29,7 @@ def align(
     level: Level = "word",
     shift: int = 0,
     threshold: float | None = None,
-    kind: Format = "pharaoh",
+    form: Form = "pharaoh",
     gold: Path | None = None,
     gold_first: int = 0,
     overwrite: bool = False,
@@ -43,10 +40,11 @@ def align(
 ) -> None:
     """Write the links of each pair of lines; several models are an ensemble, whose attention is the mean.
 
-    ``kind``: pharaoh, ``0-0 1-2``; json, an object with words, links and weights; soft, for each target word its
+    ``form``: pharaoh, ``0-0 1-2``; json, an object with words, links and weights; soft, for each target word its
     weights on the source words with commas between them. With ``gold``, whose first word is ``gold_first``, the error
     rate is printed, and the links are written only where ``output`` is given.
     """
+    require_models(models)
     if gold is not None and level == "piece":
         raise UsageError("--gold", "gold links are between words", "leave out --level piece")
     pairs = Parallel(source, target, "error" if strict else "replace")
@@ -54,7 +52,6 @@ def align(
     right = None if gold is None else read_links(gold, gold_first)
     sink = results(output, overwrite, (source, target, gold))
     scorer = scorer_of(models, checkpoint=checkpoint, device=device, batch_tokens=batch_tokens, attention=True)
-    _require_attention(scorer, models[0])
     aligner = Aligner(scorer, level=level, shift=shift, threshold=threshold)
     found: list[Aligned] = []  # to be measured
 
@@ -62,7 +59,7 @@ def align(
         for line, aligned in enumerate(aligner.align(pairs), start=1):
             if right is not None:
                 found.append(aligned._replace(weights=aligned.weights[:0].copy()))
-            yield [_shown(line, aligned, kind)] if right is None or output is not None else []
+            yield [_shown(line, aligned, form)] if right is None or output is not None else []
 
     write(sink, lines(), ("aligning", "aligned", "pairs"))
     for warning in pairs.warnings():
@@ -70,21 +67,13 @@ def align(
     tell_too_long(scorer, "have no links")
     if gold is not None and right is not None:
         require_equal_lines((str(source), len(found)), (str(gold), len(right)))
-        _measure(found, right, gold, kind == "json")
+        _measure(found, right, gold, form == "json")
 
 
-def _require_attention(scorer: Scorer, model: Path) -> None:
-    """Refuse a model without attention before anything is read: ask it about the shortest pair there is."""
-    device = scorer.device
-    shortest = torch.tensor([[EOS]], device=device), torch.tensor([1], device=device)
-    if scorer.force(*shortest, torch.tensor([[BOS, EOS]], device=device), scorer.want).weights is None:
-        raise CheckpointError(model, "has no attention, so it links nothing", "use a model with attention")
-
-
-def _shown(line: int, aligned: Aligned, kind: Format) -> str:
-    if kind == "pharaoh":
+def _shown(line: int, aligned: Aligned, form: Form) -> str:
+    if form == "pharaoh":
         return format_links(aligned.links)
-    if kind == "soft":
+    if form == "soft":
         return " ".join(",".join(f"{weight:.6f}" for weight in row) for row in aligned.weights)
     return json_line(
         {

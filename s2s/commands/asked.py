@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+from s2s.data.parallel import require_equal_lines
 from s2s.data.text import TextCounts, normalise, read_lines, read_raw_lines
 from s2s.errors import DataError
 from s2s.search.translate import Line
@@ -69,14 +70,9 @@ def _beside(lines: Iterable[A], others: Iterable[B], where: str, path: Path) -> 
             yield line, other
             break
         else:
-            raise _unequal(where, taken + 1 + _rest(left), path, taken)
-    if more := _rest(right):
-        raise _unequal(where, taken, path, taken + more)
+            require_equal_lines((where, taken + 1 + _rest(left)), (str(path), taken))
+    require_equal_lines((where, taken), (str(path), taken + _rest(right)))
 
 
 def _rest(lines: Iterator[object]) -> int:
     return sum(1 for _ in lines)
-
-
-def _unequal(where: str, lines: int, path: Path, others: int) -> DataError:
-    return DataError("", f"{where} has {lines} lines, {path} {others}", "line N of one belongs to line N of the other")

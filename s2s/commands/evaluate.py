@@ -8,13 +8,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import torch
-
-from s2s.commands.models import load
-from s2s.commands.pairs import results
-from s2s.commands.translate import translate_lines
+from s2s.commands.output import results
 from s2s.data.parallel import require_equal_lines
 from s2s.data.text import OutputFile, TextCounts, normalise, read_lines, read_raw_lines
 from s2s.errors import UsageError, printable
@@ -33,8 +29,9 @@ from s2s.evaluation.significance import (
 )
 from s2s.evaluation.testsets import named_set
 from s2s.progress import Meter, warn
-from s2s.run import Trained
-from s2s.training.trainer import resolve_device
+
+if TYPE_CHECKING:  # files are scored without waiting for torch
+    from s2s.run import Trained
 
 Test = Literal["bootstrap", "randomisation", "both", "none"]
 _BY = ("length", "frequency")
@@ -124,30 +121,30 @@ class Options:
             if path in self.systems[:place]:
                 raise UsageError(path, "is given twice", "give each system once")
         if self.output is not None and (len(self.models) != 1 or self.hypotheses):
-            raise UsageError("eval", "--output keeps the translations of one model", "give one --model only")
+            raise UsageError("--output", "keeps the translations of one model", "give one --model only")
         if self.output is not None and self.report is not None and self.output.resolve() == self.report.resolve():
-            raise UsageError("eval", "--output and --report are one file", "give two")
+            raise UsageError("--report", "is the file of --output too", "give two files")
         if self.baseline is not None and self.baseline not in self.systems:
             given = ", ".join(map(str, self.systems))
             raise UsageError(self.baseline, "the baseline is none of the systems", f"they are {given}")
         if self.baseline is not None and (len(self.systems) == 1 or self.significance == "none"):
-            raise UsageError("eval", "--baseline compares several systems", "give another, and a --significance")
+            raise UsageError("--baseline", "compares several systems", "give another, and a --significance")
 
     def _check_material(self) -> None:
         if self.language_pair is not None and len([part for part in self.language_pair.split("-") if part]) != 2:
             raise UsageError("--language-pair", f"{self.language_pair!r} is no pair", "give for instance de-en")
         if self.test_set is not None:
             if self.source is not None or self.references:
-                raise UsageError("eval", "--testset brings its own --source and --reference", "leave them out")
+                raise UsageError("--testset", "brings its own --source and --reference", "leave them out")
             if self.language_pair is None:
-                raise UsageError("eval", "--testset needs --language-pair", "give for instance --language-pair de-en")
+                raise UsageError("--testset", "needs --language-pair", "give for instance --language-pair de-en")
         elif self.models:
             if (self.source is None) != (not self.references):
-                raise UsageError("eval", "--source and --reference go together")
+                raise UsageError("eval", "--source and --reference go together", "give both or neither")
         elif not self.references:
-            raise UsageError("eval", "--hypotheses goes with --reference or --testset", "give one of them")
+            raise UsageError("--hypotheses", "goes with --reference or --testset", "give one of them")
         elif (self.source is None) == ("length" in self.by):
-            raise UsageError("eval", "without a model, --source and --by length go together")
+            raise UsageError("eval", "without a model, --source and --by length go together", "give both or neither")
 
     def _check_purposes(self) -> None:
         """Nothing is given that is unknown or would do nothing."""
@@ -161,14 +158,18 @@ class Options:
             "--frequency-bands": (self.frequency_bands, "frequency" in self.by, "--by frequency"),
             "--frequency-from": (self.frequency_from, "frequency" in self.by, "--by frequency"),
             "--language": (self.language, "tok-lc" in self.measures, "--metric tok-lc"),
+            "--checkpoint": (None if self.checkpoint == "best" else self.checkpoint, bool(self.models), "--model"),
+            "--device": (None if self.device == "auto" else self.device, bool(self.models), "--model"),
         }
         for name, (given, has_purpose, needed) in purposes.items():
             if given is not None and not has_purpose:
-                raise UsageError("eval", f"{name} does nothing here", f"it needs {needed}")
+                raise UsageError(name, "does nothing here", f"it needs {needed}")
         if self.randomisation and len(self.systems) == 1:
-            raise UsageError("eval", "randomisation compares several systems", "give another, or leave it out")
+            raise UsageError(
+                "--significance", "randomisation compares several systems", "give another, or leave it out"
+            )
         if "frequency" in self.by and not self.models and self.frequency_from is None:
-            raise UsageError("eval", "--by frequency needs a training text", "give --frequency-from FILE")
+            raise UsageError("--by frequency", "needs a training text", "give --frequency-from FILE")
 
 
 class Material(NamedTuple):
@@ -205,7 +206,6 @@ class Task(NamedTuple):
     """Everything read, loaded and found to fit together."""
 
     models: list[Trained]
-    device: torch.device
     material: Material
     files: list[System]
     judges: list[Judge]
@@ -245,16 +245,23 @@ def evaluate(options: Options) -> None:
 
 def _task(options: Options) -> Task:
     lengths = Bands.parse(options.length_bands) if options.length_bands is not None else Bands(LENGTHS)
-    device = resolve_device(options.device)
-    models = [load(path, device, options.checkpoint) for path in options.models]
+    models = _models(options) if options.models else []
     material = _material(options, models)
     files = [System(printable(path), _hypotheses(path, material)) for path in options.hypotheses]
     if "frequency" in options.by and len(material.references) > 1:
-        what = f"--by frequency compares with one reference, and there are {len(material.references)}"
-        raise UsageError("eval", what, "give one of them as --reference")
+        what = f"compares with one reference, and there are {len(material.references)}"
+        raise UsageError("--by frequency", what, "give one of them as --reference")
     words = _words(options, models) if "frequency" in options.by else None
     judges = [_judge(name, options, material) for name in options.measures]
-    return Task(models, device, material, files, judges, lengths if "length" in options.by else None, words)
+    return Task(models, material, files, judges, lengths if "length" in options.by else None, words)
+
+
+def _models(options: Options) -> list[Trained]:
+    from s2s.commands.models import load
+    from s2s.training.trainer import resolve_device
+
+    device = resolve_device(options.device)
+    return [load(path, device, options.checkpoint) for path in options.models]
 
 
 def _material(options: Options, models: Sequence[Trained]) -> Material:
@@ -324,11 +331,15 @@ def _words(options: Options, models: Sequence[Trained]) -> Words:
 
 
 def _translated(options: Options, task: Task) -> list[System]:
+    if not task.models:
+        return []
+    from s2s.commands.translate import translate_lines
+
+    assert task.material.source is not None
     systems = []
     for path, trained in zip(options.models, task.models, strict=True):
-        assert task.material.source is not None
         with Meter(f"translating with {path}", len(task.material.source)) as meter:
-            lines = translate_lines(trained, task.material.source, task.device, meter)
+            lines = translate_lines(trained, task.material.source, meter)
         systems.append(System(printable(path), lines, trained.update))
     return systems
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from s2s import config as configuration
-from s2s.errors import CheckpointError
+from s2s.errors import CheckpointError, UsageError
+from s2s.interfaces import Searchable
+from s2s.models.ensemble import Ensemble
 from s2s.run import Trained, load_trained, run_of
 from s2s.search.beam import SearchSettings
 
@@ -17,6 +20,12 @@ _TRIES = 20
 """How often a checkpoint is looked for that a running training replaces meanwhile."""
 _SHOWN = 10
 """Runs that a message lists."""
+
+
+def require_models(models: Sequence[Path]) -> None:
+    """Raises UsageError, which lists the runs that are there, where no model is given."""
+    if not models:
+        raise UsageError("--model", "none is given", runs_near(Path("runs")) or "give the directory of a run")
 
 
 def load(path: Path, device: torch.device, which: str = "best") -> Trained:
@@ -37,6 +46,16 @@ def load(path: Path, device: torch.device, which: str = "best") -> Trained:
         if _named(path, which) == before or f"step-{trained.update:08d}" in (before, _named(path, which)):
             return trained
     raise CheckpointError(path, "its checkpoints are replaced faster than they can be read", "give --checkpoint step-N")
+
+
+def together(
+    trained: Sequence[Trained], paths: Sequence[Path], average: Literal["probability", "log"] = "probability"
+) -> Searchable:
+    """One model, or an ensemble. Raises CheckpointError where vocabularies differ."""
+    for other, path in zip(trained[1:], paths[1:], strict=True):
+        if other.tokenizers.fingerprint != trained[0].tokenizers.fingerprint:
+            raise CheckpointError(path, f"its vocabulary is not that of {paths[0]}", "ensembles share one vocabulary")
+    return trained[0].model if len(trained) == 1 else Ensemble([one.model for one in trained], average)
 
 
 def search_settings(path: Path, changes: Sequence[str]) -> SearchSettings:

@@ -1,29 +1,22 @@
-"""What the commands that look at given translations share: models that score, and results written as they come."""
+"""What the commands that look at given translations share: models that score, and what is told of them."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from s2s.commands.models import load, search_settings
-from s2s.commands.stop import Stop
-from s2s.commands.translate import Output, standard_output, together
-from s2s.data.text import OutputFile
-from s2s.progress import Meter, say, warn
-from s2s.search.beam import _penalty
+from s2s.commands.models import load, search_settings, together
+from s2s.errors import CheckpointError
+from s2s.progress import warn
+from s2s.search.beam import length_penalty
 from s2s.search.score import Force, Scored, Scorer, force_at_once, force_by_steps
+from s2s.search.translate import gives_attention
 from s2s.training.trainer import resolve_device
-
-_FLUSH = 1.0
-"""Seconds after which finished lines are handed on."""
 
 Normalise = Literal["search", "none", "average", "gnmt"]
 """The length penalty of scores; ``search``: the one in the run's settings of search."""
-Sink = AbstractContextManager[Output | OutputFile]
 
 
 def scorer_of(
@@ -35,12 +28,17 @@ def scorer_of(
     normalise: Normalise = "search",
     attention: bool = False,
 ) -> Scorer:
-    """One model, or several as an ensemble, ready to score; the settings of search are those of the first."""
+    """One model, or several as an ensemble, ready to score; the settings of search are those of the first.
+
+    ``attention``: keep it. Raises CheckpointError where the model has none.
+    """
     where = resolve_device(device)
     trained = [load(path, where, checkpoint) for path in models]
     changes = [] if normalise == "search" else [f"length_penalty={normalise}"]
     changes += [] if batch_tokens is None else [f"batch_tokens={batch_tokens}"]
-    model = together(trained, models)  # refuses models that do not share a vocabulary
+    model = together(trained, models)
+    if attention and not gives_attention(model, where):
+        raise CheckpointError(models[0], "has no attention", "use a model with attention")
     force: Force = partial(force_by_steps, model)
     if len(trained) == 1:
         force = partial(force_at_once, trained[0].model)
@@ -52,38 +50,7 @@ def scorer_of(
 
 def score_of(scored: Scored, scorer: Scorer) -> float:
     """What a pair is given as its score: the log-probability over the length penalty."""
-    return scored.log_probability / float(_penalty(scored.length, scorer.settings))
-
-
-def results(output: Path | None, overwrite: bool, inputs: Sequence[Path | None]) -> Sink:
-    """Where lines of results go: a file or, by default, standard output."""
-    if output is None:
-        return nullcontext(standard_output())
-    return OutputFile(output, overwrite=overwrite, inputs=[path for path in inputs if path is not None])
-
-
-def write(sink: Sink, items: Iterable[Iterable[str]], words: tuple[str, str, str]) -> None:
-    """Write the lines of every item as it comes, and tell the speed; ``words`` as ("scoring", "scored", "pairs").
-
-    Raises Stopped where a signal ended it; what was finished is written.
-    """
-    title, finished, units = words
-    began = flushed = time.monotonic()
-    with sink as out, Stop(lambda: f"after {meter.done} {units}") as stop, Meter(title, None) as meter:
-        try:
-            for lines in items:
-                with stop.held():
-                    for line in lines:
-                        out.write_line(line)
-                    meter.advance()
-                if time.monotonic() - flushed >= _FLUSH:
-                    out.flush()
-                    flushed = time.monotonic()
-        finally:
-            out.flush()
-    seconds = time.monotonic() - began
-    if meter.done:
-        say(f"{finished} {meter.done} {units} in {seconds:.1f} s ({meter.done / seconds:.1f} {units}/s)")
+    return scored.log_probability / float(length_penalty(scored.length, scorer.settings))
 
 
 def tell_too_long(scorer: Scorer, what: str) -> None:

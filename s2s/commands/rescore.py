@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from s2s.commands.pairs import Normalise, results, score_of, scorer_of, tell_too_long, write
+from s2s.commands.models import require_models
+from s2s.commands.output import results, write
+from s2s.commands.pairs import Normalise, score_of, scorer_of, tell_too_long
 from s2s.data.nbest import NBest, read_nbest, written
 from s2s.data.parallel import require_equal_lines
-from s2s.data.text import TextCounts, read_lines
+from s2s.data.text import Invalid, TextCounts, read_lines
 from s2s.errors import UsageError
 from s2s.progress import warn
 from s2s.search.rescore import Judge, Rescorer
@@ -28,16 +30,18 @@ def rescore(
     checkpoint: str = "best",
     device: str = "auto",
     batch_tokens: int | None = None,
+    strict: bool = False,
 ) -> None:
     """Write the lists in the format that they came in, ranked by ``given`` x their scores + weights x the models'.
 
     ``weights``: one for each model, by default 1. ``source``: the lines that were translated; a list in JSON may say
     its own.
     """
+    require_models(models)
     if weights and len(weights) != len(models):
         what = f"{len(weights)} weights for {len(models)} models"
         raise UsageError("--weight", what, "give one for each --model, in their order, or none")
-    kind, lists = read_nbest(nbest)
+    form, lists = read_nbest(nbest)
     sink = results(output, overwrite, (nbest, source))
     judges = []
     for model, weight in zip(models, weights or [1.0] * len(models), strict=True):
@@ -46,8 +50,8 @@ def rescore(
         )
         judges.append(Judge(scorer, partial(score_of, scorer=scorer), weight))
     counts, rescorer = TextCounts(), Rescorer(judges, given)
-    ranked = rescorer.rescore(_with_sources(lists, nbest, source, counts))
-    write(sink, (written(one, kind) for one in ranked), ("rescoring", "rescored", "lists"))
+    ranked = rescorer.rescore(_with_sources(lists, nbest, source, counts, "error" if strict else "replace"))
+    write(sink, (written(one, form) for one in ranked), ("rescoring", "rescored", "lists"))
     for warning in counts.warnings():
         warn(warning)
     for judge in judges:
@@ -57,7 +61,7 @@ def rescore(
 
 
 def _with_sources(
-    lists: Iterator[NBest], nbest: Path, source: Path | None, counts: TextCounts
+    lists: Iterator[NBest], nbest: Path, source: Path | None, counts: TextCounts, invalid: Invalid
 ) -> Iterator[tuple[NBest, str | None]]:
     """Every list with its source line. Raises UsageError where it has none, DataError for other numbers of lines."""
     if source is None:
@@ -66,7 +70,7 @@ def _with_sources(
                 raise UsageError(nbest, "does not say what was translated", "give --source FILE")
             yield found, found.source
         return
-    lines = read_lines(source, counts=counts, invalid="replace", allow_pipe=True)
+    lines = read_lines(source, counts=counts, invalid=invalid, allow_pipe=True)
     last = 0
     for found in lists:
         line = next(lines, "")

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from s2s.commands.pairs import Normalise, results, score_of, scorer_of, tell_too_long, write
-from s2s.data.nbest import finite, json_line, number
+from s2s.commands.models import require_models
+from s2s.commands.output import results, write
+from s2s.commands.pairs import Normalise, score_of, scorer_of, tell_too_long
+from s2s.data.nbest import number
 from s2s.data.parallel import Parallel
 from s2s.data.text import printable_output
 from s2s.data.tokenizer import Tokenizer
 from s2s.progress import say, warn
 from s2s.search.score import Lines, Scored, Scorer
+from s2s.strictjson import finite, json_line
 
 
 def score(
@@ -35,6 +38,7 @@ def score(
     As text a line is the score; with ``per_token`` there follow, after a tab each, ``PIECE LOG-PROBABILITY``, EOS last.
     As JSON it is an object, null standing for a score that is not finite.
     """
+    require_models(models)
     pairs = Parallel(source, target, "error" if strict else "replace")
     pairs.check()
     sink = results(output, overwrite, (source, target))

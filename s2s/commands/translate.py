@@ -2,76 +2,30 @@
 
 from __future__ import annotations
 
-import select
-import signal
 import sys
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
 import torch
 
 from s2s.analysis.alignment import merge_words
 from s2s.analysis.heatmap import heat_map_svg
 from s2s.commands.asked import asked_lines, read_dictionary, read_phrases
-from s2s.commands.models import load, runs_near, search_settings
-from s2s.commands.stop import Stop
+from s2s.commands.models import load, require_models, search_settings, together
+from s2s.commands.output import Output, results, write
+from s2s.data.nbest import Form
 from s2s.data.text import Invalid, OutputFile, TextCounts, read_lines, read_stream
 from s2s.data.tokenizer import Tokenizers
-from s2s.errors import CheckpointError, SystemRefused, UsageError
-from s2s.interfaces import EOS, Searchable
-from s2s.models.ensemble import Ensemble
+from s2s.errors import UsageError
+from s2s.interfaces import EOS
 from s2s.progress import Meter, say, warn
 from s2s.run import Trained
-from s2s.search.formats import Format, lines_of
+from s2s.search.formats import lines_of
 from s2s.search.translate import Line, LongLines, Translation, Translator, gives_attention
 from s2s.training.trainer import resolve_device
-
-_FLUSH = 1.0
-"""Seconds after which finished lines are handed on."""
-
-
-class Output:
-    """Standard output as UTF-8 with plain line ends, whatever the locale says."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream = stream
-        self._poll = select.poll()
-        self._poll.register(stream, 0)  # errors are told in any case
-
-    def write_line(self, text: str) -> None:
-        """One line."""
-        with _refusals():
-            self.stream.write(text.encode() + b"\n")
-
-    def flush(self) -> None:
-        """To the reader, now."""
-        with _refusals():
-            self.stream.flush()
-
-    def check(self) -> None:
-        """End as a write would where the reader of a pipe has gone: nothing is computed for nobody."""
-        if any(events & select.POLLERR for _, events in self._poll.poll(0)):
-            signal.raise_signal(signal.SIGPIPE)
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SystemRefused("standard output", error.strerror, "make room, or give --output FILE") from error
-
-
-def standard_output() -> Output:
-    """Raises SystemRefused where standard output is closed."""
-    if sys.stdout is None:
-        raise SystemRefused("standard output", "is closed", "give --output FILE")
-    return Output(sys.stdout.buffer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +34,7 @@ class Options:
 
     output: Path | None = None
     overwrite: bool = False
-    style: Format = "text"
+    form: Form = "text"
     n_best: int = 1
     alignment: bool = False
     attention: Path | None = None
@@ -103,15 +57,16 @@ class Options:
 
     def check(self, models: Sequence[Path]) -> None:
         """Raises UsageError for what does not go together."""
-        if not models:
-            raise UsageError("--model", "none is given", runs_near(Path("runs")) or "give the directory of a run")
-        if self.style == "text" and self.n_best > 1:
+        require_models(models)
+        if self.form == "text" and self.n_best > 1:
             what = "text has one translation for each line"
             raise UsageError("--n-best", what, "give --format tsv or --format jsonl")
-        if self.style != "jsonl" and self.alignment:
-            raise UsageError("--alignment", f"{self.style} has no place for links", "give --format jsonl")
+        if self.form != "jsonl" and self.alignment:
+            raise UsageError("--alignment", f"{self.form} has no place for links", "give --format jsonl")
         if self.dictionary is not None and not self.replace_unknown:
             raise UsageError("--dictionary", "serves unknown words only", "give --replace-unknown too")
+        if self.attention and self.output and self.attention.resolve() == self.output.resolve():
+            raise UsageError("--attention", "is the file of --output too", "give two files")
         if self.ensemble is not None and len(models) == 1:
             raise UsageError("--ensemble", "one model is no ensemble", "give --model more than once")
 
@@ -136,11 +91,9 @@ def translate(models: Sequence[Path], source: Path | None, options: Options) -> 
     if source is None and sys.stdin is None:
         raise UsageError("standard input", "no input", "give a file to translate")
     inputs = [*([] if source is None else [source]), *options.files()]
-    sink: nullcontext[Output] | OutputFile
-    if options.output is None:
-        sink = nullcontext(standard_output())
-    else:
-        sink = OutputFile(options.output, overwrite=options.overwrite, inputs=inputs)
+    sink, picture = results(options.output, options.overwrite, inputs), None
+    if options.attention is not None:
+        picture = OutputFile(options.attention, overwrite=options.overwrite, inputs=inputs)
     if options.prefix or options.require:
         _check_counts(source, options)
     counts = TextCounts(where="standard input" if source is None else str(source))
@@ -148,14 +101,13 @@ def translate(models: Sequence[Path], source: Path | None, options: Options) -> 
     live = source is None and sys.stdin.isatty()
     if live:
         say("type a sentence and press Enter; end with Ctrl-D")
-    began = time.monotonic()
-    with sink as out:
-        done = _run(translator, _asked(source, options, counts), out, options, tokenizers, live)
+    window = 1 if live or options.stream else None
+    check = sink.check if isinstance(sink, Output) else None
+    found = translator.translate(_asked(source, options, counts), window=window, check=check)
+    lines = _lines(found, options.form, tokenizers, picture)
+    write(sink, lines, ("translating", "translated", "lines"), at_once=options.stream, conversation=live)
     for warning in (*counts.warnings(), *translator.warnings()):
         warn(warning)
-    seconds = time.monotonic() - began
-    if done and not live:
-        say(f"translated {done} lines in {seconds:.1f} s ({done / seconds:.1f} lines/s)")
 
 
 def prepare(models: Sequence[Path], options: Options, where: str) -> tuple[Translator, Tokenizers]:
@@ -183,16 +135,6 @@ def prepare(models: Sequence[Path], options: Options, where: str) -> tuple[Trans
     return translator, tokenizers
 
 
-def together(
-    trained: Sequence[Trained], paths: Sequence[Path], average: Literal["probability", "log"] = "probability"
-) -> Searchable:
-    """One model, or an ensemble. Raises CheckpointError where vocabularies differ."""
-    for other, path in zip(trained[1:], paths[1:], strict=True):
-        if other.tokenizers.fingerprint != trained[0].tokenizers.fingerprint:
-            raise CheckpointError(path, f"its vocabulary is not that of {paths[0]}", "ensembles share one vocabulary")
-    return trained[0].model if len(trained) == 1 else Ensemble([one.model for one in trained], average)
-
-
 def _asked(source: Path | None, options: Options, counts: TextCounts) -> Iterator[Line]:
     """The lines to translate, with what is wished for them."""
     invalid: Invalid = "error" if options.strict else "replace"
@@ -210,40 +152,18 @@ def _check_counts(source: Path | None, options: Options) -> None:
         deque(_asked(source, options, TextCounts(where=str(source))), maxlen=0)
 
 
-def _run(
-    translator: Translator,
-    lines: Iterator[Line],
-    out: Output | OutputFile,
-    options: Options,
-    tokenizers: Tokenizers,
-    live: bool,
-) -> int:
-    """Translate and write; gives the number of lines. Raises Stopped where a signal ended it, all finished written."""
-    at_once = live or options.stream
-    picture = options.attention
-    check = out.check if isinstance(out, Output) else None
-    done, flushed, began = 0, time.monotonic(), time.monotonic()
-    with Stop(lambda: f"after {done} lines") as stop, Meter("translating", None, quiet=at_once) as meter:
-        try:
-            for found in translator.translate(lines, window=1 if at_once else None, check=check):
-                with stop.held():
-                    for line in lines_of(found, options.style):
-                        out.write_line(line)
-                    done += 1
-                if picture is not None and found.line:
-                    draw(found, tokenizers, picture, options.overwrite)
-                    picture = None
-                now = time.monotonic()
-                meter.advance(note=f"{done / (now - began):.1f} lines/s")
-                if at_once or now - flushed >= _FLUSH:
-                    out.flush()
-                    flushed = now
-        finally:
-            out.flush()
-    return done
+def _lines(
+    found: Iterator[Translation], form: Form, tokenizers: Tokenizers, picture: OutputFile | None
+) -> Iterator[Iterator[str]]:
+    """The lines of each translation; the attention of the first that is not blank is drawn once they are written."""
+    for one in found:
+        yield lines_of(one, form)
+        if picture is not None and one.line:
+            draw(one, tokenizers, picture)
+            picture = None
 
 
-def draw(found: Translation, tokenizers: Tokenizers, path: Path, overwrite: bool) -> None:
+def draw(found: Translation, tokenizers: Tokenizers, picture: OutputFile) -> None:
     """Write the attention of one translation as an SVG picture, from word to word.
 
     Raises UsageError for a line that was cut.
@@ -255,13 +175,14 @@ def draw(found: Translation, tokenizers: Tokenizers, path: Path, overwrite: bool
     ids = [*part.hypothesis.ids, EOS]
     weights = merge_words(part.hypothesis.attention.numpy(), part.source_words, tokenizers.target.words(ids))
     source, target = tokenizers.source.decode(part.source).split(), tokenizers.target.decode(ids).split()
-    with OutputFile(path, overwrite=overwrite) as file:
+    with picture as file:
         file.write_line(heat_map_svg(weights, source, target, title=found.text))
 
 
 @torch.no_grad()
-def translate_lines(trained: Trained, lines: Sequence[str], device: torch.device, meter: Meter) -> list[str]:
+def translate_lines(trained: Trained, lines: Sequence[str], meter: Meter) -> list[str]:
     """Translations of lines that are in memory, by the model's own settings of search."""
+    device = next(trained.model.parameters()).device
     translator = Translator(trained.model, trained.tokenizers, trained.config.search, device)
     found = []
     for one in translator.translate(lines):

@@ -19,12 +19,14 @@ from typing import Any, Literal, NamedTuple
 
 from s2s.data.text import printable_output, read_raw_lines
 from s2s.errors import DataError
+from s2s.strictjson import finite, json_line
 
-Format = Literal["tsv", "jsonl"]
+ListForm = Literal["tsv", "jsonl"]
+Form = Literal["text", "tsv", "jsonl"]
+"""What lists are written as; text is the best translation alone."""
 
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|-inf")
 _POSITIVE = re.compile(r"[1-9][0-9]{0,17}")
-_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _TODO = "give a file that s2s translate wrote with --n-best, in the format tsv or jsonl"
 
 
@@ -54,7 +56,7 @@ class NBest(NamedTuple):
         return self._replace(hypotheses=[self.hypotheses[index]._replace(score=scores[index]) for index in order])
 
 
-def read_nbest(path: Path) -> tuple[Format, Iterator[NBest]]:
+def read_nbest(path: Path) -> tuple[ListForm, Iterator[NBest]]:
     """The format, told by the first line, and the lists, read as they are taken.
 
     Raises DataError, at the list where it is, for anything that is not as described above.
@@ -102,7 +104,7 @@ def _counted(name: str, text: str, where: str) -> int:
 
 def _from_json(text: str, number: int, where: str) -> NBest:
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse)
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_held)
     except (ValueError, RecursionError) as error:
         raise DataError(where, f"is not valid JSON: {error}", _TODO) from None
     more = found if isinstance(found, dict) else {}
@@ -142,34 +144,32 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _held(text: str) -> float:
+    """A number that a float can hold: what is kept of an object must be JSON when it is written again."""
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return value
+
+
 # --- output -----------------------------------------------------------------------------------------------------------
 
 
-def written(lists: NBest, kind: Format) -> Iterator[str]:
-    """The lines that say ``lists`` in this format; control characters cannot get into them."""
-    if kind == "tsv":
+def written(lists: NBest, form: Form) -> Iterator[str]:
+    """The lines that say ``lists`` in this form; control characters cannot get into them."""
+    if form == "text":
+        yield printable_output(lists.hypotheses[0].text)
+    elif form == "tsv":
         for rank, one in enumerate(lists.hypotheses, start=1):
             yield f"{lists.line}\t{rank}\t{number(one.score)}\t{printable_output(one.text)}"
-        return
-    yield json_line(
-        {"line": lists.line}
-        | ({} if lists.source is None else {"source": lists.source})
-        | lists.more
-        | {"hypotheses": [{"text": one.text, "score": finite(one.score)} | one.more for one in lists.hypotheses]}
-    )
+    else:
+        yield json_line(
+            {"line": lists.line}
+            | ({} if lists.source is None else {"source": lists.source})
+            | lists.more
+            | {"hypotheses": [{"text": one.text, "score": finite(one.score)} | one.more for one in lists.hypotheses]}
+        )
 
 
 def number(value: float) -> str:
     """A score as a text file shows it: six decimals, ``-inf`` or ``nan``."""
     return f"{value:.6f}"
-
-
-def finite(value: float) -> float | None:
-    """A score as JSON shows it: null where it is not finite."""
-    return value if math.isfinite(value) else None
-
-
-def json_line(value: Any) -> str:
-    """JSON on one line that is safe on a terminal; raises ValueError for a number that is not finite."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

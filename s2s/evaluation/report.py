@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from s2s.strictjson import finite, json_line
 
 Found = Mapping[str, Any]
 
 
 def as_json(found: Found) -> str:
     """One line of JSON; a number that JSON cannot hold is null."""
-    return json.dumps(_finite(found), ensure_ascii=False, allow_nan=False)
+    return json_line(_finite(found))
 
 
 def _finite(value: Any) -> Any:
@@ -20,7 +20,7 @@ def _finite(value: Any) -> Any:
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return finite(value) if isinstance(value, float) else value
 
 
 def as_text(found: Found) -> Iterator[str]:

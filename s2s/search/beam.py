@@ -311,7 +311,7 @@ def _chosen(totals: Tensor, step: int, limits: Limits, notes: Notes, settings: S
 
 def _keep(kept: _Kept, step: int, new: _Prefixes, limits: Limits, notes: Notes, settings: SearchSettings) -> _Kept:
     """The best K of those kept and of the ``new`` (n, K) that are EOS; ties to the earlier."""
-    score = new.total.masked_fill(new.token != EOS, -torch.inf) / _penalty(step + 1, settings)
+    score = new.total.masked_fill(new.token != EOS, -torch.inf) / length_penalty(step + 1, settings)
     if notes.coverage is not None:
         cover = coverage_penalty(notes.coverage, limits.source, settings.coverage_penalty)
         score = score + cover[new.origin]
@@ -329,7 +329,7 @@ def _ends(live: _Prefixes, kept: _Kept, step: int, longest: Tensor, settings: Se
         over = (worst > -torch.inf) | (best == -torch.inf)
     else:
         exhaustive = settings.early_stopping == "exhaustive"
-        over = best / _penalty(longest.float() if exhaustive else step + 1, settings) <= worst
+        over = best / length_penalty(longest.float() if exhaustive else step + 1, settings) <= worst
     return over | (longest == step + 1)
 
 
@@ -345,7 +345,7 @@ def _limit(length: int, settings: SearchSettings) -> int:
     return max(1, int(settings.max_length_ratio * length + settings.max_length_extra))
 
 
-def _penalty(length: int | Tensor, settings: SearchSettings) -> float | Tensor:
+def length_penalty(length: int | Tensor, settings: SearchSettings) -> float | Tensor:
     """What the log-probability of ``length`` tokens, EOS counted, is divided by."""
     if settings.length_penalty == "none":
         return 1.0

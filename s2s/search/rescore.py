@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from s2s.data.nbest import Listed, NBest, finite
+from s2s.data.nbest import Listed, NBest
 from s2s.data.text import normalise
 from s2s.search.score import Lines, Scored, Scorer
+from s2s.strictjson import finite
 
 _LISTS = 256
 """Lists that are pooled for one pass of a model."""

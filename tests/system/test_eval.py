@@ -382,7 +382,11 @@ def test_an_output_that_cannot_be(finished: Path, project: Path, tmp_path: Path,
     outcome = cli("eval", "--model", finished, "--output", mine)
     assert_error(outcome, 2, "exists already")
     assert_error(cli("eval", "--model", finished, "--output", project / "valid.en", "--overwrite"), 2, "the input too")
-    assert_error(cli("eval", "--model", finished, "--output", mine, "--report", mine, "--overwrite"), 2, "one file")
+    assert_error(
+        cli("eval", "--model", finished, "--output", mine, "--report", mine, "--overwrite"),
+        2,
+        "is the file of --output too",
+    )
     assert mine.read_text() == "mine\n"
 
 
@@ -394,6 +398,28 @@ def test_counts_that_differ(finished: Path, project: Path, tmp_path: Path, cli: 
     assert_error(outcome, 3, "short.de has 1 lines", "valid.de 12")
     outcome = cli("eval", "--model", finished, "--source", source, "--reference", short)
     assert_error(outcome, 3, "valid.en has 12 lines", "short.de 1")
+
+
+def test_files_are_scored_without_torch(tmp_path: Path) -> None:
+    """Importing it takes longer than the scores of a thousand lines."""
+    text = write(tmp_path / "text", ["a b c d", "e f g h"])
+    code = "import sys; from s2s.cli import run; code = run(); sys.exit(code or 'torch' in sys.modules)"
+    line = [
+        sys.executable,
+        "-c",
+        code,
+        "eval",
+        "--hypotheses",
+        str(text),
+        "--reference",
+        str(text),
+        "--by",
+        "frequency",
+    ]
+    line += ["--frequency-from", str(text), "--json", "--report", str(tmp_path / "report.json")]
+    process = subprocess.run(line, capture_output=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert json.loads((tmp_path / "report.json").read_text())["systems"][0]["scores"][0]["value"] == pytest.approx(100)
 
 
 @pytest.mark.fault("V2")
@@ -419,26 +445,28 @@ def test_bytes_that_are_no_text(tmp_path: Path, cli: Cli) -> None:
         (["FILE"], "--reference or --testset"),
         (["FILE", "REFERENCE", "--source", "TEXT"], "--source and --by length"),
         (["FILE", "REFERENCE", "--by", "length"], "--source and --by length"),
-        (["FILE", "REFERENCE", "--output", "out"], "--output keeps"),
+        (["FILE", "REFERENCE", "--output", "out"], "--output: keeps"),
         (["FILE", "FILE", "REFERENCE"], "is given twice"),
         (["RUN", "--source", "TEXT"], "--source and --reference go together"),
         (["RUN", "REFERENCE"], "--source and --reference go together"),
         (["FILE", "--testset", "wmt14"], "needs --language-pair"),
         (["FILE", "--testset", "wmt14", "--language-pair", "ende"], "is no pair"),
         (["FILE", "REFERENCE", "--testset", "wmt14", "--language-pair", "en-de"], "brings its own"),
-        (["FILE", "REFERENCE", "--baseline", "TEXT"], "--baseline compares"),
+        (["FILE", "REFERENCE", "--baseline", "TEXT"], "--baseline: compares"),
         (["FILE", "OTHER", "REFERENCE", "--baseline", "elsewhere"], "none of the systems"),
-        (["FILE", "OTHER", "REFERENCE", "--baseline", "TEXT", "--significance", "none"], "--baseline compares"),
+        (["FILE", "OTHER", "REFERENCE", "--baseline", "TEXT", "--significance", "none"], "--baseline: compares"),
         (["FILE", "REFERENCE", "--significance", "randomisation"], "randomisation compares"),
         (["FILE", "REFERENCE", "--significance", "both"], "randomisation compares"),
-        (["FILE", "REFERENCE", "--trials", "1000"], "--trials does nothing"),
-        (["FILE", "REFERENCE", "--samples", "1000", "--significance", "none"], "--samples does nothing"),
-        (["FILE", "REFERENCE", "--seed", "1", "--significance", "none"], "--seed does nothing"),
+        (["FILE", "REFERENCE", "--trials", "1000"], "--trials: does nothing"),
+        (["FILE", "REFERENCE", "--samples", "1000", "--significance", "none"], "--samples: does nothing"),
+        (["FILE", "REFERENCE", "--seed", "1", "--significance", "none"], "--seed: does nothing"),
         (["FILE", "REFERENCE", "--samples", "10"], "--samples"),
-        (["FILE", "REFERENCE", "--length-bands", "5"], "--length-bands does nothing"),
-        (["FILE", "REFERENCE", "--frequency-bands", "5"], "--frequency-bands does nothing"),
-        (["FILE", "REFERENCE", "--frequency-from", "TEXT"], "--frequency-from does nothing"),
-        (["FILE", "REFERENCE", "--language", "de"], "--language does nothing"),
+        (["FILE", "REFERENCE", "--length-bands", "5"], "--length-bands: does nothing"),
+        (["FILE", "REFERENCE", "--frequency-bands", "5"], "--frequency-bands: does nothing"),
+        (["FILE", "REFERENCE", "--frequency-from", "TEXT"], "--frequency-from: does nothing"),
+        (["FILE", "REFERENCE", "--language", "de"], "--language: does nothing"),
+        (["FILE", "REFERENCE", "--checkpoint", "latest"], "--checkpoint: does nothing here; it needs --model"),
+        (["FILE", "REFERENCE", "--device", "cpu"], "--device: does nothing here; it needs --model"),
         (["FILE", "REFERENCE", "--by", "frequency"], "needs a training text"),
         (["FILE", "REFERENCE", "--by", "weight"], "no bands of weight"),
         (["FILE", "REFERENCE", "--by", "length", "--source", "TEXT", "--length-bands", "9,5"], "no limits"),

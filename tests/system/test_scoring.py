@@ -263,7 +263,13 @@ def test_lists_and_sources_that_do_not_fit(finished: Path, tmp_path: Path, cli: 
         assert_error(outcome, 3, f"source has {count} lines", "lists, counted in lists, 3")
     wrong = cli("rescore", nbest, "--model", finished, "--weight", "1", "--weight", "1", "--source", source)
     assert_error(wrong, 2, "--weight: 2 weights for 1 models")
-    assert_error(cli("rescore", nbest, "--source", source), 2, "--model")
+    for command in (("rescore", nbest), ("score", source, source), ("align", source, source)):
+        assert_error(cli(*command), 2, "--model: none is given", "give the directory of a run")
+    source.write_bytes(b"The man.\nThe \xff.\nThe dog.\n")
+    outcome = cli("rescore", nbest, "--model", finished, "--source", source)
+    assert outcome.code == 0 and "source: 1 lines are not UTF-8" in outcome.err
+    outcome = cli("rescore", nbest, "--model", finished, "--source", source, "--strict")
+    assert_error(outcome, 3, "source: line 2, byte 5: 0xff is not UTF-8")
     nbest.write_text("a\tb\n")
     assert_error(cli("rescore", nbest, "--model", finished, "--source", source), 3, "lists: line 1: has 2 fields")
     assert_error(cli("mbr", nbest), 3, "lists: line 1: has 2 fields")

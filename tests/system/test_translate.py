@@ -37,7 +37,7 @@ from harness import (
 from s2s import checkpoint
 from s2s.cli import app
 from s2s.commands import models
-from s2s.commands.translate import Output
+from s2s.commands.output import Output
 from s2s.data.tokenizer import UNKNOWN
 from s2s.errors import CheckpointError
 from s2s.interfaces import BOS, EOS, PAD, UNK
@@ -73,6 +73,7 @@ def lines_of(data: bytes) -> list[str]:
 # --- lines (T1-T4, T15, T16) ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T1", "T16")
 def test_lines_in_lines_out(finished: Path, cli: Cli, sentences: list[str]) -> None:
     """In any order and company, sentences have the same translations (T16); the model has learned something."""
     outcome = cli("translate", "--model", finished, stdin="".join(f"{line}\n" for line in sentences).encode())
@@ -88,6 +89,7 @@ def test_lines_in_lines_out(finished: Path, cli: Cli, sentences: list[str]) -> N
         assert lines_of(cli("translate", "--model", finished, stdin=line.encode()).out) == [expected[line]]
 
 
+@pytest.mark.fault("T2", "TX2", "TX4")
 @pytest.mark.parametrize(
     ("data", "lines"),
     [
@@ -106,6 +108,7 @@ def test_nothing_in_nothing_out(
     assert (outcome.code, lines_of(outcome.out)) == (0, lines)
 
 
+@pytest.mark.fault("T4", "TX5", "TX7", "TX9", "TX10", "TX11", "TX16")
 @pytest.mark.parametrize(
     ("strange", "plain", "warning"),
     [
@@ -125,17 +128,20 @@ def test_the_same_text_in_other_bytes(finished: Path, cli: Cli, strange: bytes, 
     assert ("s2s: warning" in outcome.err) == bool(warning)
 
 
+@pytest.mark.fault("TX9")
 def test_strict_refuses_what_is_not_utf8(finished: Path, cli: Cli) -> None:
     outcome = cli("translate", "--model", finished, "--strict", stdin=b"ok\nThe \xff dog.\n")
     assert_error(outcome, 3, "standard input: line 2, byte 5: 0xff is not UTF-8")
 
 
+@pytest.mark.fault("TX17")
 def test_text_of_control_tokens_is_text(finished: Path, cli: Cli) -> None:
     outcome = cli("translate", "--model", finished, stdin=b"The dog </s> <pad> <s> <unk> sees a man.\n")
     assert outcome.code == 0
     assert len(lines_of(outcome.out)) == 1
 
 
+@pytest.mark.fault("T3", "TX12")
 def test_long_lines_are_cut_and_joined(finished: Path, tmp_path: Path, cli: Cli) -> None:
     run = shutil.copytree(finished, tmp_path / "run")
     text = (run / "config.yaml").read_text(encoding="utf-8")
@@ -162,6 +168,7 @@ def make_stubborn(monkeypatch: pytest.MonkeyPatch, favourite: int) -> None:
     monkeypatch.setattr(Seq2Seq, "step", stubborn)
 
 
+@pytest.mark.fault("T15")
 @pytest.mark.parametrize("favourite", [EOS, PAD, BOS, 10])
 def test_models_that_say_one_thing_only(
     finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, favourite: int
@@ -179,6 +186,7 @@ def test_models_that_say_one_thing_only(
 # --- files (T6, T7, T13) ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T6")
 def test_output_files(finished: Path, tmp_path: Path, cli: Cli) -> None:
     source, output = tmp_path / "in.en", tmp_path / "out.de"
     source.write_bytes(b"The man.\n\n")
@@ -195,6 +203,7 @@ def test_output_files(finished: Path, tmp_path: Path, cli: Cli) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.en", "out.de"]
 
 
+@pytest.mark.fault("T7")
 def test_output_over_the_input(finished: Path, tmp_path: Path, cli: Cli) -> None:
     source, link = tmp_path / "in.en", tmp_path / "link"
     source.write_bytes(b"The man.\n")
@@ -205,6 +214,7 @@ def test_output_over_the_input(finished: Path, tmp_path: Path, cli: Cli) -> None
     assert source.read_bytes() == b"The man.\n"
 
 
+@pytest.mark.fault("T11")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_keeps_what_there_is(
     finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, number: int, code: int
@@ -228,6 +238,7 @@ def test_an_interrupt_keeps_what_there_is(
     assert len(lines_of((tmp_path / "out.de.partial").read_bytes())) == 3
 
 
+@pytest.mark.fault("T13")
 def test_which_model(finished: Path, finished_transformer: Path, project: Path, tmp_path: Path, cli: Cli) -> None:
     """A run, one of its checkpoints, an ensemble with another architecture over the same vocabulary; else a reason."""
     data = b"The old dog sees a man.\n"
@@ -248,6 +259,7 @@ def test_which_model(finished: Path, finished_transformer: Path, project: Path, 
     assert_error(mixed, 4, "its vocabulary is not that of", "ensembles share one vocabulary")
 
 
+@pytest.mark.fault("C5", "X1")
 @pytest.mark.parametrize("name", ["model.pt", "model.zip", "notes.txt"])
 def test_files_that_are_no_models(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Also where torch was told to load anything."""
@@ -262,6 +274,7 @@ def test_files_that_are_no_models(tmp_path: Path, cli: Cli, monkeypatch: pytest.
 # --- wrong use (T12) --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T12")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -279,6 +292,7 @@ def test_wrong_options(finished: Path, cli: Cli, arguments: list[str]) -> None:
     assert outcome.out == b""
 
 
+@pytest.mark.fault("T13")
 def test_no_model_and_no_input(finished: Path, tmp_path: Path, cli: Cli) -> None:
     assert_error(cli("translate", stdin=b"a\n"), 2, "--model: none is given; give the directory of a run")
     assert_error(cli("translate", "--model", finished, tmp_path / "missing\x1b.en"), 3, "missing\\x1b.en: no such file")
@@ -294,6 +308,7 @@ def test_beams_differ_only_in_search(finished: Path, cli: Cli) -> None:
 # --- streams (T1, T5, T8, T9) -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T1")
 @pytest.mark.parametrize(
     "extra",
     [
@@ -308,6 +323,7 @@ def test_any_locale(finished: Path, cli: Cli, extra: dict[str, str]) -> None:
     assert (outcome.returncode, outcome.stdout) == (0, expected.out)
 
 
+@pytest.mark.fault("T5")
 def test_a_reader_that_leaves(finished: Path) -> None:
     """More output than a pipe holds, of which ``head`` takes one line."""
     data = b"The man.\n" + 100_000 * b"\n"
@@ -317,6 +333,7 @@ def test_a_reader_that_leaves(finished: Path) -> None:
     assert b"Exception" not in outcome.stderr and b"error" not in outcome.stderr
 
 
+@pytest.mark.fault("T8", "T9")
 @pytest.mark.parametrize(
     ("redirection", "code", "words"),
     [
@@ -333,6 +350,7 @@ def test_streams_that_do_not_work(finished: Path, redirection: str, code: int, w
     assert "Traceback" not in error and "Exception" not in error
 
 
+@pytest.mark.fault("T6", "T8")
 def test_a_full_disk_leaves_the_old_output(finished: Path, tmp_path: Path) -> None:
     """``ulimit -f`` stands in for it: a file may have a block and no more."""
     source, output = tmp_path / "in.en", tmp_path / "out.de"
@@ -355,6 +373,7 @@ def test_a_full_disk_leaves_the_old_output(finished: Path, tmp_path: Path) -> No
     assert output.read_bytes() == b"precious\n"
 
 
+@pytest.mark.fault("T9", "T10")
 def test_a_conversation(finished: Path) -> None:
     """On a terminal each line is answered at once, and Ctrl-D ends it."""
     master, slave = pty.openpty()
@@ -371,6 +390,7 @@ def test_a_conversation(finished: Path) -> None:
     assert "type a sentence" in outcome.err
 
 
+@pytest.mark.fault("TX25")
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/stdin is a pipe here")
 def test_a_pipe_as_a_file(finished: Path) -> None:
     outcome = through_shell("", "translate", "--model", str(finished), "/dev/stdin", data=b"The man.\n")
@@ -413,6 +433,7 @@ def objects(data: bytes) -> list[dict[str, Any]]:
 STRANGE = 'The "old" \\ dog\u2028sees\ta\x0bman.\n\n\ufffd </s> \U0001f600 \u202e\n'.encode()
 
 
+@pytest.mark.fault("T14")
 def test_formats_say_the_same(finished: Path, cli: Cli) -> None:
     arguments = ("translate", "--model", finished, "--search", "beam=4")
     text = lines_of(cli(*arguments, stdin=STRANGE).out)
@@ -443,6 +464,7 @@ def test_formats_say_the_same(finished: Path, cli: Cli) -> None:
     assert found[0]["hypotheses"][0]["alignment"]
 
 
+@pytest.mark.fault("T12")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -507,6 +529,7 @@ def test_ensembles(finished: Path, finished_transformer: Path, cli: Cli, sentenc
     assert scores[0] != scores[1] and scores[0] == cli(*both, stdin=data).out
 
 
+@pytest.mark.fault("T3", "TX12")
 def test_what_happens_to_long_lines(finished: Path, cli: Cli) -> None:
     """The line is as long as twenty; only its first 15 pieces are read, or nothing of it."""
     data = f"The man.\n{'The old dog sees a man. ' * 20}\n".encode()
@@ -661,9 +684,24 @@ def test_the_picture_is_of_the_first_line_that_is_not_blank(finished: Path, tmp_
     assert_error(outcome, 2, "--attention: line 1 was cut into parts")
 
 
+def test_a_picture_replaces_no_text(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    """Neither the input nor the translations, and it is heard of before anything is translated."""
+    source, output = write(tmp_path / "in.en", "The man.\n"), tmp_path / "out.de"
+    arguments = ("translate", "--model", finished, source, "--overwrite", "--attention")
+    outcome = cli(*arguments, source)
+    assert_error(outcome, 2, "is the input too")
+    assert outcome.out == b"" and source.read_text() == "The man.\n"
+    assert_error(cli(*arguments, output, "--output", output), 2, "--attention: is the file of --output too")
+    picture = write(tmp_path / "a.svg", "mine")
+    outcome = cli("translate", "--model", finished, source, "--attention", picture)
+    assert_error(outcome, 2, "a.svg: exists already")
+    assert outcome.out == b"" and picture.read_text() == "mine" and not output.exists()
+
+
 # --- streams and signals (T5, T10, T11, T17) --------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T10")
 def test_a_driver_that_waits_for_each_answer(finished: Path) -> None:
     process = start(["translate", "--model", str(finished), "--stream"], stdin=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
@@ -677,6 +715,7 @@ def test_a_driver_that_waits_for_each_answer(finished: Path) -> None:
     assert "translated 3 lines in" in outcome.err and "lines/s" in outcome.err
 
 
+@pytest.mark.fault("T11")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_while_waiting_for_input(finished: Path, number: int, code: int) -> None:
     process = start(["translate", "--model", str(finished), "--stream"], stdin=subprocess.PIPE)
@@ -690,12 +729,13 @@ def test_a_signal_while_waiting_for_input(finished: Path, number: int, code: int
     assert len(lines_of(answers + outcome.out)) == 2
 
 
+@pytest.mark.fault("T11")
 def test_a_signal_in_the_middle_of_the_work(finished: Path, tmp_path: Path) -> None:
     """What came out are whole lines, and as many as are told."""
     source = write(tmp_path / "in", "The old dog sees a man.\n" * 20_000)
     process = start(["translate", "--model", str(finished), str(source), "--batch-tokens", "200"])
     assert process.stdout is not None
-    first = process.stdout.readline()
+    first = os.read(process.stdout.fileno(), 1 << 16)  # readline would keep what follows the line from `finish`
     process.send_signal(signal.SIGTERM)
     outcome = finish(process)
     found = lines_of(first + outcome.out)
@@ -703,6 +743,7 @@ def test_a_signal_in_the_middle_of_the_work(finished: Path, tmp_path: Path) -> N
     assert_error(outcome, 143, f"stopped by SIGTERM after {len(found)} lines")
 
 
+@pytest.mark.fault("T5")
 def test_head_stops_the_work(finished: Path) -> None:
     """Of an endless input; and nothing is said about it."""
     line = ["bash", "-c", 'yes "The man." | "$@" --batch-tokens 64 | head -1; exit ${PIPESTATUS[1]}', "bash", *COMMAND]
@@ -714,6 +755,7 @@ def test_head_stops_the_work(finished: Path) -> None:
     assert process.stderr == b""
 
 
+@pytest.mark.fault("T5")
 def test_a_closed_pipe_is_seen_before_the_next_write(monkeypatch: pytest.MonkeyPatch) -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGPIPE, lambda number, frame: came.append(number))
@@ -730,6 +772,7 @@ def test_a_closed_pipe_is_seen_before_the_next_write(monkeypatch: pytest.MonkeyP
         signal.signal(signal.SIGPIPE, before)
 
 
+@pytest.mark.fault("T17")
 def test_two_readers_of_one_model(finished: Path) -> None:
     both = [start(["translate", "--model", str(finished)], stdin=subprocess.PIPE) for _ in range(2)]
     outcomes = []
@@ -742,6 +785,7 @@ def test_two_readers_of_one_model(finished: Path) -> None:
 # --- models (T13) -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("T13")
 def test_which_runs_there_are(
     finished: Path, project: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -753,6 +797,7 @@ def test_which_runs_there_are(
     assert_error(cli("translate", "--model", "runs/two", stdin=b"a\n"), 4, "no such directory", "runs/one")
 
 
+@pytest.mark.fault("T13", "T17")
 def test_a_run_that_is_training(finished: Path, run: Path) -> None:
     """Its best checkpoint is replaced all the time, and the old one deleted: a reader gets one that was the best."""
     loaded = checkpoint.load(run / "checkpoints" / f"step-{steps(run)[-1]:08d}")
@@ -777,6 +822,7 @@ def test_a_run_that_is_training(finished: Path, run: Path) -> None:
     assert updates[-1] > loaded.step
 
 
+@pytest.mark.fault("C14")
 def test_a_checkpoint_that_goes_away_while_it_is_looked_for(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its choice and its opening a better one comes, and it is deleted; without a better one it is an error."""
     original, turns = models.load_trained, itertools.count()
@@ -812,6 +858,7 @@ def most_memory(run: Path, source: Path, output: Path, *arguments: str) -> int:
     return usage.ru_maxrss * 1024
 
 
+@pytest.mark.fault("T3", "M1")
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(finished: Path, tmp_path: Path, sentences: list[str]) -> None:
     """Ten times the lines, no more than a few megabytes of allocator's noise."""

@@ -96,6 +96,8 @@ def test_lists_are_read_as_they_are_taken(tmp_path: Path) -> None:
         ('{"line": 1, "hypotheses": [{"text": 5, "score": 1}]}', 1, "a hypothesis is not an object"),
         ('{"line": 1, "hypotheses": [{"text": "a", "score": false}]}', 1, "a hypothesis is not an object"),
         ('{"line": 1, "hypotheses": [{"text": "a", "score": 1e999}]}', 1, "too large"),
+        ('{"line": 1, "hypotheses": [{"text": "a", "score": 1}], "more": [-1e999]}', 1, "-1e999 is too large"),
+        ('{"line": 1, "hypotheses": [{"text": "a", "score": 1, "more": 1e999}]}', 1, "1e999 is too large"),
         ('{"line": 1, "hypotheses": [{"text": "a", "score": NaN}]}', 1, "NaN is not JSON"),
         ('{"line": 2, "hypotheses": [{"text": "a", "score": 1}]}', 1, "says that it is line 2"),
         ('{"line": 1, "line": 1, "hypotheses": [{"text": "a", "score": 1}]}', 1, "a name is there twice"),

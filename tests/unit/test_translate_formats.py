@@ -7,8 +7,9 @@ import math
 
 import pytest
 
-from s2s.search.formats import lines_of, strict_json
+from s2s.search.formats import lines_of
 from s2s.search.translate import Candidate, Translation
+from s2s.strictjson import json_line
 
 FOUND = Translation(
     7,
@@ -55,12 +56,12 @@ def test_what_has_no_probability_is_null() -> None:
     assert json.loads(line, parse_constant=refuse)["hypotheses"][0]["score"] is None
     assert list(lines_of(nothing, "tsv")) == ["1\t1\t-inf\tx"]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        strict_json(math.nan)
+        json_line(math.nan)
 
 
 def test_every_character_survives_and_none_disturbs() -> None:
     for code in (*range(0x110), *range(0x2020, 0x2030), 0xD800, 0xDFFF, 0x1F600, 0x202E):
-        text = strict_json([chr(code)])
+        text = json_line([chr(code)])
         assert json.loads(text) == [chr(code)]
         assert not set(text) & {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), "\u2028", "\u2029"}
         text.encode()  # no lone surrogate

@@ -1,0 +1,116 @@
+"""Where results go, a file or standard output, and how they are written as they come."""
+
+from __future__ import annotations
+
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from s2s.commands.stop import Stop
+from s2s.data.text import OutputFile
+from s2s.errors import SystemRefused
+from s2s.progress import Meter, say
+
+_FLUSH = 1.0
+"""Seconds after which finished lines are handed on."""
+
+
+class Output:
+    """Standard output as UTF-8 with plain line ends, whatever the locale says; used as `OutputFile` is."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self._poll = select.poll()
+        self._poll.register(stream, 0)  # errors are told in any case
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing: standard output stays open."""
+
+    def write_line(self, text: str) -> None:
+        """One line."""
+        with _refusals():
+            self.stream.write(text.encode() + b"\n")
+
+    def flush(self) -> None:
+        """To the reader, now."""
+        with _refusals():
+            self.stream.flush()
+
+    def check(self) -> None:
+        """End as a write would where the reader of a pipe has gone: nothing is computed for nobody."""
+        if any(events & select.POLLERR for _, events in self._poll.poll(0)):
+            signal.raise_signal(signal.SIGPIPE)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SystemRefused("standard output", error.strerror, "make room, or give --output FILE") from error
+
+
+Sink = Output | OutputFile
+
+
+def standard_output() -> Output:
+    """Raises SystemRefused where standard output is closed."""
+    if sys.stdout is None:
+        raise SystemRefused("standard output", "is closed", "give --output FILE")
+    return Output(sys.stdout.buffer)
+
+
+def results(output: Path | None, overwrite: bool, inputs: Sequence[Path | None]) -> Sink:
+    """Where lines of results go: a file, which is none of ``inputs``, or by default standard output."""
+    if output is None:
+        return standard_output()
+    return OutputFile(output, overwrite=overwrite, inputs=[path for path in inputs if path is not None])
+
+
+def write(
+    sink: Sink,
+    items: Iterable[Iterable[str]],
+    words: tuple[str, str, str],
+    *,
+    at_once: bool = False,
+    conversation: bool = False,
+) -> None:
+    """Write the lines of every item as it comes, and tell the speed; ``words`` as ("scoring", "scored", "pairs").
+
+    ``at_once``: somebody waits for every item, so it is handed on and no progress is shown; in a ``conversation`` the
+    speed, which is that of the other side, is not told either. Raises Stopped where a signal ended it; what was
+    finished is written.
+    """
+    title, finished, units = words
+    began = flushed = time.monotonic()
+    with (
+        sink as out,
+        Stop(lambda: f"after {meter.done} {units}") as stop,
+        Meter(title, None, quiet=at_once or conversation) as meter,
+    ):
+        try:
+            for lines in items:
+                with stop.held():
+                    for line in lines:
+                        out.write_line(line)
+                    now = time.monotonic()
+                    meter.advance(note=f"{(meter.done + 1) / max(now - began, 1e-9):.1f} {units}/s")
+                if at_once or conversation or now - flushed >= _FLUSH:
+                    out.flush()
+                    flushed = now
+        finally:
+            out.flush()
+    seconds = time.monotonic() - began
+    if meter.done and not conversation:
+        say(f"{finished} {meter.done} {units} in {seconds:.1f} s ({meter.done / seconds:.1f} {units}/s)")
