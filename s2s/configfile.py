@@ -415,6 +415,7 @@ _EXPECTED = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "text",
+    "string_unicode": "text in UTF-8, the names of folders too",
     "list_type": "a list",
     "tuple_type": "a list",
     "dict_type": "a mapping (KEY: VALUE)",

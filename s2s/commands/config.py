@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from s2s import configfile
 from s2s.configfile import Key, dotted
-from s2s.errors import ConfigError, DataError, SystemRefused
+from s2s.errors import ConfigError, DataError, SystemRefused, printable
 
 if TYPE_CHECKING:
     from s2s.data.text import Pair
@@ -37,7 +37,7 @@ def check(path: Path, overrides: Sequence[str] = ()) -> None:
     from s2s.config import load
 
     load(path, overrides)
-    print(f"{path}: ok")
+    print(f"{printable(path)}: ok")
 
 
 def describe(key: str | None = None) -> None:
@@ -307,7 +307,7 @@ def new(source: Path, target: Path, out: Path) -> None:
                 file.write_line(text)
         for line in _TEMPLATE.format(**{part: _sides(both, out.parent) for part, both in paths.items()}).splitlines():
             config.write_line(line)
-    print(shlex.join(["s2s", "train", "--config", str(out)]))
+    print(printable(shlex.join(["s2s", "train", "--config", str(out)])))
 
 
 def _suffixes(source: Path, target: Path) -> tuple[str, str]:

@@ -31,6 +31,7 @@ Ids = NDArray[np.integer[Any]]
 _IDS = ("source_ids", "target_ids")
 _TEXTS = ("source_text", "target_text")
 _META = "meta.json"
+_FILES = {f"{name}{part}" for name in (*_IDS, *_TEXTS, "links") for part in (".bin", ".starts.bin")} | {"lines.bin"}
 
 
 class Example(NamedTuple):
@@ -172,8 +173,11 @@ def open_corpus(folder: Path) -> Corpus:
         meta = json.loads(text)
         if meta["format"] != FORMAT:
             raise DataError(folder, "was written by another version of s2s", "remove it")
+        if meta["files"].keys() != _FILES:
+            raise DataError(folder, "is damaged: it names files that are not its own", "remove it")
         for name, description in meta["files"].items():
-            if _describe(folder / name) != description:
+            # What is no regular file, such as a pipe, is not even opened: it could make us wait for ever.
+            if not (folder / name).is_file() or _describe(folder / name) != description:
                 raise DataError(folder / name, "is damaged: its content is not what was written", "remove the folder")
         return Corpus(folder, meta)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OSError) as error:

@@ -38,6 +38,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+_GZIP = b"\x1f\x8b"  # how it starts
 _SHORT_WORD = 1000  # characters; the library's ordering of combining marks takes quadratic time
 _SNIFFED_LINES = 10  # lines in which UTF-16 without a byte order mark is looked for
 
@@ -146,7 +147,7 @@ def _opened(path: Path, allow_pipe: bool) -> Iterator[LineSource]:
     except OSError as error:
         raise DataError(path, f"cannot be opened: {error.strerror}") from error
     with file:
-        zipped = file.peek(2).startswith(b"\x1f\x8b")
+        zipped = file.peek(2).startswith(_GZIP)
         if path.suffix == ".gz" and not zipped:
             raise DataError(path, "ends in .gz but is not gzip", "fetch or compress the file again")
         with gzip.GzipFile(fileobj=file) if zipped else file as stream:
@@ -214,6 +215,8 @@ def _decode(raw: bytes, counts: TextCounts, invalid: Invalid, remedy: str) -> st
     """The normalised text of one line without its LF; what is noteworthy about it goes into ``counts``."""
     if counts.lines <= _SNIFFED_LINES and _looks_like_utf16(raw, first=counts.lines == 1):
         raise DataError(counts.where, "is UTF-16, not UTF-8", "convert it (iconv -f utf-16 -t utf-8)")
+    if counts.lines == 1 and raw.startswith(_GZIP):
+        raise DataError(counts.where, "is packed with gzip", "unpack it first (gunzip)")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -482,7 +485,7 @@ class OutputFile:
 
     def __enter__(self) -> Self:
         # The mode of a new file is 0666 less the user's umask; tempfile would give 0600.
-        flags = os.O_WRONLY if self._is_special else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        flags = os.O_WRONLY if self._is_special else os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
             self._file: BinaryIO = os.fdopen(os.open(self._temporary, flags, 0o666), "wb")
         except (FileNotFoundError, NotADirectoryError) as error:

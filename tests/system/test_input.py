@@ -6,6 +6,8 @@ What exactly is refused is tested where it is read, in tests/unit/test_text.py a
 from __future__ import annotations
 
 import gzip
+import os
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +28,7 @@ def own(tmp_path: Path) -> Path:
 Spoil = Callable[[bytes], bytes]
 
 
+@pytest.mark.fault("TX1", "TX2", "TX8", "TX9", "TX19", "TX21")
 @pytest.mark.parametrize(
     ("spoil", "parts"),
     [
@@ -46,6 +49,7 @@ def test_texts_that_cannot_be_trained_on(own: Path, cli: Cli, spoil: Spoil, part
     assert not (own / "run" / "checkpoints").exists()
 
 
+@pytest.mark.fault("TX25")
 @pytest.mark.parametrize("section", ["train", "valid", "test"])
 def test_missing_files_are_known_before_training(own: Path, cli: Cli, section: str) -> None:
     outcome = cli(*train_arguments(own, own / "run", ONE_UPDATE, f"data.{section}.source={own}/missing.en"))
@@ -54,11 +58,25 @@ def test_missing_files_are_known_before_training(own: Path, cli: Cli, section: s
     assert_error(outcome, 3, f"{own}: is a directory")
 
 
+@pytest.mark.fault("TX25")
+def test_what_cannot_be_read_twice_is_not_trained_on(own: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody waits for its writer."""
+    os.mkfifo(own / "pipe")
+    monkeypatch.chdir(own)  # the name of a socket is short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        for name, what in (("pipe", "is a pipe or a device"), ("socket", "is a device or a socket")):
+            outcome = cli(*train_arguments(own, own / "run", ONE_UPDATE, f"data.train.source={name}"))
+            assert_error(outcome, 3, f"{own}/{name}: {what}")
+
+
+@pytest.mark.fault("TX23")
 def test_one_file_for_both_sides(own: Path, cli: Cli) -> None:
     outcome = cli(*train_arguments(own, own / "run", ONE_UPDATE, f"data.train.target={own}/train.en"))
     assert_error(outcome, 2, "the same file")
 
 
+@pytest.mark.fault("N10", "TX5", "TX7", "TX11", "TX18", "TX20")
 @pytest.mark.parametrize(
     "same",
     [
@@ -80,6 +98,7 @@ def test_the_same_text_in_other_bytes_trains_the_same(
     assert digests(own / "run") == digests(reference)
 
 
+@pytest.mark.fault("TX3", "TX4", "TX10", "TX12")
 def test_pairs_that_are_left_out_are_counted(own: Path, cli: Cli) -> None:
     """A blank line on either side, a long one, and a control character, which is no reason to leave a pair out."""
     english, german = own / "train.en", own / "train.de"
@@ -92,6 +111,30 @@ def test_pairs_that_are_left_out_are_counted(own: Path, cli: Cli) -> None:
     assert steps(own / "run") == [1]
 
 
+@pytest.mark.fault("TX22", "TX26", "TX27")
+def test_what_looks_wrong_is_warned_of(own: Path, cli: Cli) -> None:
+    """Repeated and untranslated pairs, tables, JSON, and pairs shared with the validation set end nothing."""
+    english, german = (own / "valid.en").read_text(), (own / "valid.de").read_text()
+    (own / "train.en").write_text(english + "A\n" * 20 + "C\nD\nE\nF\n")
+    (own / "train.de").write_text(german + "B\n" * 20 + "C\nD\nE\nF\n")
+    (own / "valid.en").write_text("".join(line.replace(" ", "\t", 1) for line in english.splitlines(keepends=True)))
+    outcome = cli(*train_arguments(own, own / "run", ONE_UPDATE))
+    assert outcome.code == 0, outcome
+    for warning in (
+        "data: 53% of the 36 pairs repeat an earlier pair\n",  # 17 are different
+        "data: the source equals the target in 4 of the 36 pairs\n",
+        f"{own}/valid.en: every line has one tab; is it a table, not plain text?\n",
+        "valid: 12 pairs are in the training data too\n",
+    ):
+        assert warning in outcome.err
+    (own / "valid.de").write_text("".join(f"{{{line}" for line in german.splitlines(keepends=True)))
+    outcome = cli(*train_arguments(own, own / "again", ONE_UPDATE))
+    assert outcome.code == 0, outcome
+    assert f"{own}/valid.de: every line starts with {{; is it JSON, not plain text?\n" in outcome.err
+    assert "are in the training data too" not in outcome.err
+
+
+@pytest.mark.fault("M5")
 def test_a_vocabulary_larger_than_the_text_supports(own: Path, cli: Cli) -> None:
     outcome = cli(*train_arguments(own, own / "run", ONE_UPDATE, "tokenizer.vocabulary=30000"))
     assert outcome.code == 0
@@ -107,6 +150,7 @@ def test_links_outside_their_pair(own: Path, cli: Cli) -> None:
 # --- settings (5.9) ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("YM1", "YM2", "YM6", "YM7", "YM8", "YM9", "YM10", "YM12", "YM13", "YM18")
 @pytest.mark.parametrize(
     ("text", "line", "parts"),
     [
@@ -124,6 +168,12 @@ def test_links_outside_their_pair(own: Path, cli: Cli) -> None:
         ("optimizer: {lr: !!python/object/apply:os.system ['touch marker']}", 2, ("tag",)),
         ("model: {decoder: {attention: bahdanau}}", 2, ("wiring: bahdanau", "score: additive")),
         ("training: {stop_on: blue}", 2, ("training.stop_on",)),
+        ("data: {valid: null}\ntraining: {patience: 3}", 1, ("training.stop_on: bleu needs data.valid",)),
+        ("objective: {guided: {}}", 1, ("objective.guided", "set data.train.links")),
+        ("model: {encoder: {kind: transformer, size: 30, heads: 4}}", 2, ("heads 4 does not divide size 30",)),
+        ("model: {dropout: -0.1}", 2, ("model.dropout",)),
+        ("optimizer: {lr: 1e400}", 2, ("optimizer.lr", "too large")),
+        (f"seed: {10**30}", 2, ("seed", "too large")),
         ("objective: &a {}\nsearch: *a", 2, ("anchors",)),
         ("1: x", 2, ("the key 1", "put it in quotes")),
         ("seed: [1", 3, ()),
@@ -141,6 +191,7 @@ def test_settings_that_are_refused(own: Path, cli: Cli, text: str, line: int, pa
     assert not (own / "run").exists() and not Path("marker").exists()
 
 
+@pytest.mark.fault("YM16")
 @pytest.mark.parametrize(
     ("override", "part"),
     [
@@ -153,6 +204,7 @@ def test_overrides_are_checked_like_the_file(own: Path, cli: Cli, override: str,
     assert_error(cli(*train_arguments(own, own / "run", override)), 2, part)
 
 
+@pytest.mark.fault("YM1")
 def test_all_mistakes_at_once(own: Path, cli: Cli) -> None:
     (own / "bad.yaml").write_text("extends: rnn.yaml\nseed: x\nbatches: {token: 1}\nmodel: {dropout: 2}\n")
     outcome = cli(*train_arguments(own, own / "run", config="bad.yaml"))
@@ -161,6 +213,7 @@ def test_all_mistakes_at_once(own: Path, cli: Cli) -> None:
     assert places == ["bad.yaml:2", "bad.yaml:3", "bad.yaml:4"]
 
 
+@pytest.mark.fault("YM5")
 def test_the_norwegian_problem(own: Path, cli: Cli) -> None:
     """Files may be called no.no; nothing becomes false."""
     for name, suffix in (("train", "de"), ("valid", "de")):
@@ -171,6 +224,7 @@ def test_the_norwegian_problem(own: Path, cli: Cli) -> None:
     assert outcome.code == 0, outcome
 
 
+@pytest.mark.fault("YM11", "YM15")
 def test_what_cannot_be_a_settings_file(own: Path, cli: Cli) -> None:
     for path in (own / "missing.yaml", own):
         assert_error(cli("train", "--config", path), 2, str(path))
@@ -179,6 +233,7 @@ def test_what_cannot_be_a_settings_file(own: Path, cli: Cli) -> None:
         assert_error(cli("train", "--config", own / "bad.yaml"), 2, f"{own}/bad.yaml")
 
 
+@pytest.mark.fault("YM17")
 def test_the_saved_settings_are_the_settings(finished: Path, project: Path, cli: Cli) -> None:
     """What a run keeps is read back to the same, and trains the same."""
     shown, original = (

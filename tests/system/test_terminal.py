@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import COMMAND, Cli, assert_error, finish, start, train_arguments
+from harness import COMMAND, Cli, assert_error, finish, start, train_arguments, write_project
 
 from s2s import __version__
 
@@ -45,6 +45,7 @@ def test_wrong_commands(cli: Cli, arguments: list[str]) -> None:
     assert_error(cli(*arguments), 2)
 
 
+@pytest.mark.fault("X7")
 def test_no_network(project: Path, new_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """From training to scores, not a socket is opened."""
 
@@ -56,6 +57,24 @@ def test_no_network(project: Path, new_run: Path, cli: Cli, monkeypatch: pytest.
     assert cli(*train_arguments(project, new_run, "training.max_updates=2")).code == 0
     assert cli("translate", "--model", new_run, stdin=b"The man.\n").code == 0
     assert cli("eval", "--model", new_run).code == 0
+
+
+@pytest.mark.fault("T1", "N8")
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "utf-16"},
+        {"LC_ALL": "C"},
+    ],
+    ids=str,
+)
+def test_settings_are_shown_in_utf8_anywhere(tmp_path: Path, extra: dict[str, str]) -> None:
+    project = write_project(tmp_path / "K\u00f6nig \U0001f600")
+    for command in ("show", "check"):
+        outcome = finish(start(["config", command, "--config", str(project / "rnn.yaml")], extra=extra))
+        assert outcome.code == 0, outcome
+        assert str(project) in outcome.out.decode("utf-8")
 
 
 def test_a_bug_is_called_one(cli: Cli, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,6 +90,7 @@ def test_a_traceback_where_asked_for(cli: Cli, tmp_path: Path, monkeypatch: pyte
     assert outcome.code == 4 and "Traceback" in outcome.err and "s2s: error: " in outcome.err
 
 
+@pytest.mark.fault("S9")
 def test_standard_error_may_be_closed(project: Path, new_run: Path) -> None:
     line = ["bash", "-c", 'exec "$@" 2>&-', "bash", *COMMAND]
     arguments = train_arguments(project, new_run, "training.max_updates=2")
@@ -78,6 +98,7 @@ def test_standard_error_may_be_closed(project: Path, new_run: Path) -> None:
     assert (outcome.returncode, outcome.stdout) == (0, b"")
 
 
+@pytest.mark.fault("S9", "S10")
 @pytest.mark.parametrize(
     ("extra", "escapes"),
     [
@@ -101,6 +122,7 @@ def test_terminals(project: Path, tmp_path: Path, extra: dict[str, str], escapes
     assert (run / "latest").read_text() == "step-00000012"
 
 
+@pytest.mark.fault("S10")
 def test_no_escapes_without_a_terminal(project: Path, new_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     outcome = cli(*train_arguments(project, new_run, "training.max_updates=2", "training.log_every=1"))

@@ -231,6 +231,7 @@ def test_cache_of_the_settings(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").exists() and not (tmp_path / "cache").exists()
 
 
+@pytest.mark.fault("TX27")
 def test_overlap_is_told(tmp_path: Path) -> None:
     valid = PairFiles(
         source=lines(tmp_path / "valid.en", ["the cat", "one two", "new"]),
@@ -260,6 +261,7 @@ def test_wrong_links(tmp_path: Path, links: list[str], message: str) -> None:
     assert not list((tmp_path / "cache").glob("data-*"))
 
 
+@pytest.mark.fault("TX25")
 @pytest.mark.parametrize("part", ["train", "valid", "test"])
 def test_missing_file_is_told_first(tmp_path: Path, part: str) -> None:
     good = corpus_files(tmp_path)
@@ -269,6 +271,7 @@ def test_missing_file_is_told_first(tmp_path: Path, part: str) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.fault("TX1")
 @pytest.mark.parametrize("tokenizer", [WORDS, SentencePieceSettings()])
 def test_unequal_files(tmp_path: Path, tokenizer: SentencePieceSettings | WhitespaceSettings) -> None:
     files = corpus_files(tmp_path)
@@ -277,6 +280,7 @@ def test_unequal_files(tmp_path: Path, tokenizer: SentencePieceSettings | Whites
         run(tmp_path, DataSettings(train=files), tokenizer)
 
 
+@pytest.mark.fault("TX24")
 def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = corpus_files(tmp_path)
     original = preparation._encode
@@ -291,6 +295,7 @@ def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.
         run(tmp_path, DataSettings(train=files))
 
 
+@pytest.mark.fault("N10", "TX18")
 def test_gzip_gives_the_same_corpus(tmp_path: Path) -> None:
     plain, _ = run(tmp_path, DataSettings(train=corpus_files(tmp_path)))
     for name in ("train.en", "train.de"):

@@ -63,6 +63,7 @@ def pairs_of(
 # --- normalisation ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("TX4", "TX6", "TX10", "TX11", "TX13", "TX14", "TX15", "TX16", "TX17")
 @pytest.mark.parametrize(
     ("line", "expected", "controls"),
     [
@@ -101,6 +102,7 @@ def test_the_way_of_long_lines_is_the_way_of_short_ones(line: str) -> None:
         assert normalise(line)[0] == expected
 
 
+@pytest.mark.fault("TX15")
 @pytest.mark.parametrize("unit", ["\u0301\u0323", "\u0f73", "\u0323\u0301 e"], ids=["marks", "doubles", "words"])
 def test_a_flood_of_combining_characters_takes_linear_time(unit: str) -> None:
     start = time.process_time()
@@ -109,6 +111,7 @@ def test_a_flood_of_combining_characters_takes_linear_time(unit: str) -> None:
     assert unicodedata.is_normalized("NFC", normalised[:500])
 
 
+@pytest.mark.fault("T4")
 @given(st.text())
 def test_output_is_one_printable_line_of_utf8(text: str) -> None:
     shown = printable_output(text)
@@ -117,6 +120,7 @@ def test_output_is_one_printable_line_of_utf8(text: str) -> None:
     assert not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in shown)
 
 
+@pytest.mark.fault("T4")
 def test_output_replaces_what_is_not_printable_and_only_that() -> None:
     assert printable_output("a\tb\nc\x1b[0m\x7f\x85\u2028\u2029d") == "a b c [0m    d"
     assert printable_output("x\ud800y") == "x\ufffdy"
@@ -126,6 +130,7 @@ def test_output_replaces_what_is_not_printable_and_only_that() -> None:
 # --- lines ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("TX2", "TX5", "TX6", "TX7", "TX11")
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -149,6 +154,7 @@ def test_lines_end_at_line_feeds_only(content: bytes, expected: list[str]) -> No
     assert counts.blank == expected.count("")
 
 
+@pytest.mark.fault("TX5", "TX7")
 def test_carriage_returns_and_the_byte_order_mark_change_nothing(tmp_path: Path) -> None:
     plain = "ein  H\u00e4us\nzwei\n\n".encode()
     for content in (plain.replace(b"\n", b"\r\n"), codecs.BOM_UTF8 + plain, plain[:-1].replace(b"zwei", b"zwei\r")):
@@ -157,6 +163,7 @@ def test_carriage_returns_and_the_byte_order_mark_change_nothing(tmp_path: Path)
         assert counts.controls == 0
 
 
+@pytest.mark.fault("TX10")
 def test_controls_are_counted_and_gone() -> None:
     lines, counts = lines_of(b"a\x00b\x1b[2J\n\x7f\n\tc\n")
     assert lines == ["a b [2J", "", "c"]
@@ -172,6 +179,7 @@ INVALID = [
 ]
 
 
+@pytest.mark.fault("TX9")
 @pytest.mark.parametrize(("line", "byte", "value"), INVALID)
 def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path, line: bytes, byte: int, value: str) -> None:
     path = write(tmp_path / "train.de", b"ok\n" * 6 + line)
@@ -184,6 +192,7 @@ def test_invalid_utf8_is_refused_with_its_place(tmp_path: Path, line: bytes, byt
     assert caught.value.code == 3
 
 
+@pytest.mark.fault("TX9")
 @pytest.mark.parametrize(("line", "byte", "value"), INVALID)
 def test_invalid_utf8_is_replaced_or_dropped_and_counted(line: bytes, byte: int, value: str) -> None:
     content = b"one\n" + line + b"\nthree\n" + line
@@ -197,11 +206,13 @@ def test_invalid_utf8_is_replaced_or_dropped_and_counted(line: bytes, byte: int,
     assert (counts.lines, counts.invalid_utf8) == (4, 2)
 
 
+@pytest.mark.fault("TX7", "TX9")
 def test_the_byte_order_mark_counts_in_the_byte_offset() -> None:
     with pytest.raises(DataError, match=r"line 1, byte 5: 0xff"):
         lines_of(b"\xef\xbb\xbfa\xff\n")
 
 
+@pytest.mark.fault("TX8")
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("text", ["Guten Tag\nzwei\n", "\n\nGuten Tag\n", "Ja\nGuten Tag\n"])
 @pytest.mark.parametrize("invalid", ["error", "replace", "drop"])
@@ -210,6 +221,7 @@ def test_utf16_is_refused_with_a_hint(encoding: str, text: str, invalid: Invalid
         lines_of(text.encode(encoding), invalid)
 
 
+@pytest.mark.fault("TX8", "TX10")
 def test_stray_nulls_are_not_utf16() -> None:
     assert lines_of(b"a\x00b\x00c\x00\n\x00\x00\x00\x00\x00\x00\n")[0] == ["a b c", ""]
 
@@ -234,6 +246,7 @@ def test_valid_text_keeps_its_words(lines: list[str]) -> None:
     ]
 
 
+@pytest.mark.fault("M1", "TX12")
 @pytest.mark.parametrize("zipped", [False, True])
 def test_an_endless_line_is_given_up_in_bounded_memory(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "bomb"
@@ -259,6 +272,7 @@ def test_the_longest_line_is_read_and_one_byte_more_is_not(monkeypatch: pytest.M
     assert lines_of(b"abcd")[0] == ["abcd"]
 
 
+@pytest.mark.fault("TX12")
 def test_a_million_characters_are_read() -> None:
     line = "\U0001f600" * 1_000_000
     assert lines_of(line.encode())[0] == [line]
@@ -276,6 +290,7 @@ def test_lines_come_one_by_one() -> None:
 # --- gzip -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("TX18")
 @pytest.mark.parametrize("name", ["train.gz", "train.en"])
 @pytest.mark.parametrize(
     "content",
@@ -289,6 +304,7 @@ def test_gzip_is_read_by_suffix_and_by_content(tmp_path: Path, name: str, conten
 WHOLE = gzip.compress(b"a\n" + bytes(range(32, 127)) * 50 + b"\n")
 
 
+@pytest.mark.fault("TX19")
 @pytest.mark.parametrize(
     "content",
     [
@@ -308,6 +324,18 @@ def test_broken_gzip_is_named(tmp_path: Path, content: bytes) -> None:
         list(read_lines(path, counts=TextCounts()))
 
 
+@pytest.mark.fault("TX18")
+@pytest.mark.parametrize("invalid", ["error", "replace", "drop"])
+def test_gzip_where_nothing_unpacks_it_is_refused(tmp_path: Path, invalid: Invalid) -> None:
+    """On a stream, and inside gzip: it is no text that could be read with replacements."""
+    with pytest.raises(DataError, match=r"^x: is packed with gzip; unpack it first \(gunzip\)") as caught:
+        lines_of(WHOLE, invalid)
+    assert caught.value.code == 3
+    with pytest.raises(DataError, match="is packed with gzip"):
+        list(read_lines(write(tmp_path / "twice.gz", gzip.compress(WHOLE)), counts=TextCounts(), invalid=invalid))
+
+
+@pytest.mark.fault("TX18")
 @pytest.mark.parametrize("content", [b"plain\n", b""])
 def test_a_gzip_name_without_gzip_content_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"ends in \.gz but is not gzip"):
@@ -324,6 +352,7 @@ def refusal(path: Path) -> str:
     return str(caught.value).removeprefix(f"{path}: ")
 
 
+@pytest.mark.fault("TX25")
 def test_what_is_no_text_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "is a directory, not a text file"
     assert refusal(tmp_path / "missing") == "no such file"
@@ -341,6 +370,7 @@ def test_a_nul_in_a_name_is_refused() -> None:
         list(read_lines("a\0b", counts=TextCounts()))
 
 
+@pytest.mark.fault("TX25")
 def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the name of a socket is short
     with socket.socket(socket.AF_UNIX) as server:
@@ -348,6 +378,7 @@ def test_a_socket_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "socket" in refusal(Path("socket"))
 
 
+@pytest.mark.fault("TX25")
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "secret", b"a\n")
@@ -355,6 +386,7 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     assert "Permission denied" in refusal(path)
 
 
+@pytest.mark.fault("TX25")
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -364,6 +396,7 @@ def test_a_file_that_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: py
     assert refusal(path) == "cannot be opened: Permission denied"
 
 
+@pytest.mark.fault("TX25")
 def test_a_pipe_is_read_where_once_is_enough(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -383,6 +416,7 @@ def test_an_error_while_reading_is_told() -> None:
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("TX3", "TX4")
 def test_pairs_and_their_summary(tmp_path: Path) -> None:
     pairs, counts = pairs_of(
         tmp_path, b"one\n\ntwo\x00\na b c d\nfive\nsix", b"eins\nzwei\nzwei\nx\n \t\nsechs\n", max_length=3
@@ -392,6 +426,7 @@ def test_pairs_and_their_summary(tmp_path: Path) -> None:
     assert counts.warnings() == []
 
 
+@pytest.mark.fault("TX12")
 @pytest.mark.parametrize(
     ("side", "kept"), [("a b c", 1), ("a b c d", 0), ("x" * 60, 1), ("x" * 61, 0)], ids=["3", "4", "60", "61"]
 )
@@ -401,6 +436,7 @@ def test_too_long_is_words_or_characters_of_either_side(tmp_path: Path, side: st
         assert (counts.kept - 1, counts.too_long) == (kept, 1 - kept)
 
 
+@pytest.mark.fault("TX12")
 def test_an_oversized_line_is_a_pair_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "LONGEST_LINE", 8)
     pairs, counts = pairs_of(tmp_path, b"x" * 50 + b"\nb\n\xff\nd\n", b"a\nb\nc\nd\n", invalid="drop")
@@ -408,6 +444,7 @@ def test_an_oversized_line_is_a_pair_too_long(tmp_path: Path, monkeypatch: pytes
     assert (counts.too_long, counts.invalid_dropped, counts.kept, counts.pairs) == (1, 1, 2, 4)
 
 
+@pytest.mark.fault("TX9")
 def test_invalid_lines_drop_their_pair_or_are_replaced(tmp_path: Path) -> None:
     source, target = b"a\nb\xff\nc\n", b"x\ny\nz\xff\n"
     pairs, counts = pairs_of(tmp_path, source, target, invalid="drop")
@@ -420,10 +457,12 @@ def test_invalid_lines_drop_their_pair_or_are_replaced(tmp_path: Path) -> None:
         pairs_of(tmp_path, source, target)
 
 
+@pytest.mark.fault("TX20")
 def test_a_missing_last_line_feed_changes_nothing(tmp_path: Path) -> None:
     assert pairs_of(tmp_path, b"a\nb", b"x\ny\n")[0] == pairs_of(tmp_path, b"a\nb\n", b"x\ny")[0]
 
 
+@pytest.mark.fault("TX1")
 @pytest.mark.parametrize(("source", "target"), [(40, 41), (41, 40), (40, 45), (0, 3)])
 def test_unequal_files_are_refused_with_both_counts(tmp_path: Path, source: int, target: int) -> None:
     with pytest.raises(DataError) as caught:
@@ -434,6 +473,7 @@ def test_unequal_files_are_refused_with_both_counts(tmp_path: Path, source: int,
     )
 
 
+@pytest.mark.fault("TX21")
 @pytest.mark.parametrize(
     ("source", "target", "hinted"),
     [
@@ -449,12 +489,14 @@ def test_an_extra_blank_last_line_is_hinted_at(tmp_path: Path, source: bytes, ta
     assert ("one file ends with an extra blank line" in str(caught.value)) == hinted
 
 
+@pytest.mark.fault("TX2")
 @pytest.mark.parametrize("content", [b"", b"\n\n", b" \n\xc2\xa0\n", b"a b c d e\n"])
 def test_no_pair_left_is_refused(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(DataError, match=r"^data: no pair is left .* pairs read, .*, 0 kept$"):
         pairs_of(tmp_path, content, content, max_length=4)
 
 
+@pytest.mark.fault("TX23")
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
 def test_one_file_as_both_sides_is_refused(tmp_path: Path, link: str) -> None:
     path = write(tmp_path / "train.en", b"a\n")
@@ -468,6 +510,7 @@ def test_one_file_as_both_sides_is_refused(tmp_path: Path, link: str) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.fault("TX22")
 def test_duplicates_and_copies_are_warned_of(tmp_path: Path) -> None:
     _, counts = pairs_of(tmp_path, b"a\n" * 6 + b"b\nc\nd\ne\n", b"x\n" * 6 + b"b\nc\ny\nz\n")
     assert counts.warnings() == ["data: the source equals the target in 2 of the 10 pairs"]  # duplicates are 50 %
@@ -487,6 +530,7 @@ def test_the_number_of_different_pairs_is_close_in_bounded_memory() -> None:
     assert few.count() == 1000
 
 
+@pytest.mark.fault("TX26")
 def test_tables_and_json_by_mistake_are_hinted_at(tmp_path: Path) -> None:
     _, counts = pairs_of(tmp_path, b'{"a": 1}\n\n{"b": 2}\n', b"x\ty\nw\nz\tw\n")
     assert counts.warnings() == [f"{tmp_path}/train.en: every line starts with {{; is it JSON, not plain text?"]
@@ -495,6 +539,7 @@ def test_tables_and_json_by_mistake_are_hinted_at(tmp_path: Path) -> None:
     assert pairs_of(tmp_path, b"a\tb\nc\td\te\n", b"x\ty\nz\n")[1].warnings() == []
 
 
+@pytest.mark.fault("TX27")
 def test_shared_pairs() -> None:
     train = [Pair("a", "x", 1), Pair("b", "y", 2), Pair("b", "y", 3), Pair("c", "z", 4)]
     valid = [Pair("b", "y", 7), Pair("c", "other", 8), Pair("x", "a", 9)]
@@ -525,6 +570,7 @@ def test_output_appears_whole_with_the_usual_mode(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+@pytest.mark.fault("T6")
 def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "out", b"old\n")
     with pytest.raises(UsageError, match=r"exists already.*--overwrite") as caught, OutputFile(path):
@@ -552,6 +598,7 @@ def test_no_output_into_folders(tmp_path: Path) -> None:
         OutputFile(tmp_path / ("n" * 300))
 
 
+@pytest.mark.fault("T7")
 @pytest.mark.parametrize("link", ["same", "symbolic", "hard"])
 def test_output_over_the_input_is_refused(tmp_path: Path, link: str) -> None:
     source = write(tmp_path / "in", b"text\n")
@@ -565,12 +612,14 @@ def test_output_over_the_input_is_refused(tmp_path: Path, link: str) -> None:
     assert source.read_bytes() == b"text\n"
 
 
+@pytest.mark.fault("T7")
 def test_an_input_that_a_failure_would_replace_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "out.partial", b"text\n")
     with pytest.raises(UsageError, match="is the input too"):
         OutputFile(tmp_path / "out", inputs=[source])
 
 
+@pytest.mark.fault("T6")
 @pytest.mark.parametrize(
     "error", [DataError("in", "broken", "mend it"), DataError("in", "broken"), Stopped(15, "broken")]
 )
@@ -603,6 +652,7 @@ def test_a_name_too_long_for_a_partial_file_keeps_the_temporary_one(tmp_path: Pa
     assert kept.read_bytes() == b"one\n"
 
 
+@pytest.mark.fault("T6", "T8")
 def test_a_file_that_may_not_grow_is_refused_by_the_system(tmp_path: Path) -> None:
     path = write(tmp_path / "out", b"old\n")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -625,6 +675,7 @@ def test_a_file_that_may_not_grow_is_refused_by_the_system(tmp_path: Path) -> No
     assert (tmp_path / "out.partial").read_bytes() == b"one\n"
 
 
+@pytest.mark.fault("T8")
 def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -638,6 +689,7 @@ def test_a_disk_that_is_full_at_the_end_is_told(tmp_path: Path, monkeypatch: pyt
     assert names(tmp_path) == ["out.partial"]
 
 
+@pytest.mark.fault("T8")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("flush", [False, True])
 def test_a_full_device_is_told(flush: bool) -> None:

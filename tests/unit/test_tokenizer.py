@@ -59,6 +59,7 @@ def test_round_trip(name: str) -> None:
         assert min(ids) > UNK and max(ids) < learned.size
 
 
+@pytest.mark.fault("TX17")
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(
     "text", ["<unk> </s> <pad>", "<s>", "</s></s>", "<pad >", "<s >", "▁</s>▁", "\u0001 x </s", "⁇"]
@@ -123,6 +124,7 @@ CACHED: dict[str, Tokenizer] = {}
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("M5")
 @pytest.mark.parametrize("model", MODELS)
 def test_vocabulary_is_an_upper_limit(model: str) -> None:
     learned, warnings = learn(SentencePieceSettings.model_validate({"model": model, "vocabulary": 7000}))
@@ -146,6 +148,7 @@ def test_fewer_pieces_than_characters(model: str) -> None:
     assert UNK in learned.source.encode("the quick ﬁne friends")
 
 
+@pytest.mark.fault("M5")
 @pytest.mark.parametrize("limit", [1, 4])
 @pytest.mark.parametrize("kind", [SentencePieceSettings, WhitespaceSettings])
 def test_no_room_for_a_word(limit: int, kind: type[SentencePieceSettings | WhitespaceSettings]) -> None:
@@ -153,12 +156,14 @@ def test_no_room_for_a_word(limit: int, kind: type[SentencePieceSettings | White
         learn(kind(vocabulary=limit))
 
 
+@pytest.mark.fault("TX2", "M5")
 @pytest.mark.parametrize("settings", [SentencePieceSettings(), WhitespaceSettings()])
 def test_no_text(settings: SentencePieceSettings | WhitespaceSettings) -> None:
     with pytest.raises(DataError, match="tokenizer"):
         tokenizer.train(settings, [], print)
 
 
+@pytest.mark.fault("M5")
 def test_corpus_of_one_pair() -> None:
     learned = tokenizer.train(SentencePieceSettings(), [("a", "b")], lambda _: None).source
     assert learned.decode(learned.encode("a b")) == "a b"
@@ -339,6 +344,7 @@ def test_vocabulary_file_is_one_word_a_line(tmp_path: Path) -> None:
     assert learned.source.fingerprint == hashlib.sha256("b\nä".encode()).hexdigest()
 
 
+@pytest.mark.fault("C8")
 def test_exchanged_vocabulary(tmp_path: Path) -> None:
     for name, order in (("one", "a b"), ("two", "b a")):  # equal sizes, other content
         corpus = [(order, order), (order[0], order[0])]
