@@ -18,6 +18,7 @@ from s2s.attention.hard import HardSettings
 from s2s.attention.latent import LatentSettings
 from s2s.attention.local import LocalMonotonicSettings, LocalPredictiveSettings
 from s2s.attention.location_aware import LocationAwareSettings
+from s2s.attention.logistics import LogisticsSettings
 from s2s.attention.monotonic import MochaSettings, MonotonicSettings
 from s2s.attention.none import NoneSettings
 from s2s.configfile import FilePath
@@ -63,6 +64,7 @@ _Mechanism = (
     | LocationAwareSettings
     | HardSettings
     | LatentSettings
+    | LogisticsSettings
 )
 """Every kind but the wrappers, which can stand round any of them that they do not refuse."""
 _Inner = Annotated[Annotated[_Mechanism, Field(discriminator="kind")], BeforeValidator(_recipe)]
