@@ -255,7 +255,10 @@ def test_lists_are_ranked_by_the_formula(
         assert cli(*arguments).out == outcome.out
 
 
-def test_lists_and_sources_that_do_not_fit(finished: Path, tmp_path: Path, cli: Cli) -> None:
+def test_lists_and_sources_that_do_not_fit(
+    finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where no runs are that a message could name
     nbest = lists_file(tmp_path / "lists", LISTS, "tsv")
     for count in (2, 4):
         source = lines_file(tmp_path / "source", ["The man."] * count)

@@ -293,7 +293,8 @@ def test_wrong_options(finished: Path, cli: Cli, arguments: list[str]) -> None:
 
 
 @pytest.mark.fault("T13")
-def test_no_model_and_no_input(finished: Path, tmp_path: Path, cli: Cli) -> None:
+def test_no_model_and_no_input(finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where no runs are that the message could name
     assert_error(cli("translate", stdin=b"a\n"), 2, "--model: none is given; give the directory of a run")
     assert_error(cli("translate", "--model", finished, tmp_path / "missing\x1b.en"), 3, "missing\\x1b.en: no such file")
     assert_error(cli("translate", "--model", finished, tmp_path), 3, "is a directory")
