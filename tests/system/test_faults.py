@@ -132,7 +132,7 @@ class Reached(NamedTuple):
 CODES = {
     0: Reached(("--version",)),
     2: Reached(("train", "--config", "none.yaml")),
-    3: Reached(("train", "--config", "CONFIG", "data.train.source=none.en")),
+    3: Reached(("train", "--config", "CONFIG", "--run-dir", "RUN", "data.train.source=none.en")),
     4: Reached(("translate", "--model", "none")),
     5: Reached(point="loss:nan@1"),
     6: Reached(point="checkpoint.after_model:enospc@1+"),
@@ -151,7 +151,8 @@ def test_every_documented_code_is_one_of_these() -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_the_code_and_the_form_of_its_message(project: Path, new_run: Path, warm: Warm, code: int) -> None:
     """``s2s: error: WHERE: WHAT; WHAT TO DO``: no place where a signal came, nothing to do where that is plain."""
-    arguments = [str(project / "rnn.yaml") if word == "CONFIG" else word for word in CODES[code].arguments]
+    places = {"CONFIG": str(project / "rnn.yaml"), "RUN": str(new_run)}
+    arguments = [places.get(word, word) for word in CODES[code].arguments]
     more = ("training.max_updates=8", "training.usr1=exit")
     outcome = finish(warm.start(arguments or train_arguments(project, new_run, *more), CODES[code].point))
     if code == 0:
