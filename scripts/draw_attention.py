@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from comparison import ROOT, s2s
+
 CONFIGS, PICTURES = ROOT / "configs" / "toy", ROOT / "docs" / "pictures"
 SENTENCE = "I know that you do not see the small dogs.\n"
 BLIND = {"base", "none", "none-context"}
@@ -23,8 +23,8 @@ BLIND = {"base", "none", "none-context"}
 def draw(name: str, seed: int) -> None:
     """One picture. Raises CalledProcessError where the run cannot translate."""
     run, picture = ROOT / "runs" / f"toy-{name}-{seed}", PICTURES / f"attention-{name}.svg"
-    command = [sys.executable, "-c", "from s2s.cli import main; main()", "translate", "--model", str(run)]
-    subprocess.run([*command, "--attention", str(picture), "--overwrite"], input=SENTENCE.encode(), check=True)
+    command = s2s("translate", "--model", str(run), "--attention", str(picture), "--overwrite")
+    subprocess.run(command, input=SENTENCE.encode(), check=True)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from get_multi30k import EXIT_DATA, EXIT_INTERRUPT, EXIT_SYSTEM, EXIT_USAGE, Failure, is_right, write
+from get_multi30k import EXIT_DATA, EXIT_USAGE, Failure, Telling, is_right, write
 
 # Name under --out: SHA-256 of the plain text.
 CHECKSUMS = {
@@ -45,22 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="folder that has dates/*.gz (default: the environment variable S2S_DATA)",
     )
     options = parser.parse_args(arguments)
-    try:
+    with Telling("get_dates", options.out) as told:
         for name, checksum in CHECKSUMS.items():
             if is_right(options.out / name, checksum):
                 print(f"{name}: already there", file=sys.stderr)
             else:
                 write(options.out / name, text_of(name, checksum, options.copy))
                 print(f"{name}: verified", file=sys.stderr)
-    except Failure as failure:
-        return complain(str(failure), failure.code)
-    except OSError as error:
-        where = error.filename or options.out
-        return complain(f"{where}: {error.strerror}; check the disk and its permissions", EXIT_SYSTEM)
-    except KeyboardInterrupt:
-        return complain("stopped; run it again to continue", EXIT_INTERRUPT)
-    print(f"the dates are in {options.out}", file=sys.stderr)
-    return 0
+        print(f"the dates are in {options.out}", file=sys.stderr)
+    return told.code
 
 
 def text_of(name: str, checksum: str, copy: Path | None) -> bytes:
@@ -78,13 +71,6 @@ def text_of(name: str, checksum: str, copy: Path | None) -> bytes:
     if found != checksum:
         raise Failure(EXIT_DATA, f"{path}: SHA-256 of the text is {found}, not {checksum}; not written")
     return text
-
-
-def complain(message: str, code: int) -> int:
-    """Print one line that cannot disturb a terminal, and give the exit code back."""
-    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
-    print(f"get_dates: error: {line}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 from urllib.error import URLError
 
 HOME = "https://raw.githubusercontent.com/multi30k/dataset/c60773c2a3db82db0e05655b3d01cf391e810800/data/task1"
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="copy from DIR/multi30k instead of downloading (default: the environment variable S2S_DATA)",
     )
     options = parser.parse_args(arguments)
-    try:
+    with Telling("get_multi30k", options.out) as told:
         if options.copy is not None and not (options.copy / "multi30k").is_dir():
             raise Failure(EXIT_USAGE, f"{options.copy}: has no folder multi30k; name another folder with --from")
         for number, name in enumerate(CHECKSUMS, start=1):
@@ -75,23 +76,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{label}: already there", file=sys.stderr)
             else:
                 fetch(name, target, options.copy, label)
-    except Failure as failure:
-        return complain(str(failure), failure.code)
-    except OSError as error:
-        return complain(
-            f"{error.filename or options.out}: {error.strerror}; check the disk and its permissions", EXIT_SYSTEM
-        )
-    except KeyboardInterrupt:
-        return complain("stopped; run it again to continue", EXIT_INTERRUPT)
-    print(f"Multi30k is in {options.out}", file=sys.stderr)
-    return 0
+        print(f"Multi30k is in {options.out}", file=sys.stderr)
+    return told.code
 
 
-def complain(message: str, code: int) -> int:
-    """Print one line that cannot disturb a terminal, and give the exit code back."""
-    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
-    print(f"get_multi30k: error: {line}", file=sys.stderr)
-    return code
+class Telling:
+    """A context that tells what ends the work in it, in one line; ``code`` is then the exit code."""
+
+    def __init__(self, program: str, out: Path) -> None:
+        self.program, self.out, self.code = program, out, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, Failure):
+            self._complain(str(error), error.code)
+        elif isinstance(error, OSError):
+            where = error.filename or self.out
+            self._complain(f"{where}: {error.strerror}; check the disk and its permissions", EXIT_SYSTEM)
+        elif isinstance(error, KeyboardInterrupt):
+            self._complain("stopped; run it again to continue", EXIT_INTERRUPT)
+        return self.code != 0
+
+    def _complain(self, message: str, code: int) -> None:
+        """Print one line that cannot disturb a terminal."""
+        line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
+        print(f"{self.program}: error: {line}", file=sys.stderr)
+        self.code = code
 
 
 def is_right(path: Path, checksum: str) -> bool:

@@ -15,10 +15,11 @@ import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from comparison import s2s
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "multi30k"
@@ -35,11 +36,6 @@ the SHA-256 of the translations.
   against the official `lc.norm.tok` file, sacreBLEU `{tok_lc}`.
 - **minutes** is wall-clock of `s2s train`, from start to finished training, data, validation and saving included.
 """
-
-
-def s2s(*arguments: str) -> list[str]:
-    """The command line of s2s in this environment."""
-    return [sys.executable, "-c", "from s2s.cli import main; main()", *arguments]
 
 
 def machine() -> dict[str, Any]:
