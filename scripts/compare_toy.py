@@ -24,8 +24,8 @@ INTRODUCTION = """# Mechanism by mechanism on the embedded corpus
 Written by `python scripts/compare_toy.py --table` from the files in `docs/results/toy`. Test split, 300 sentences;
 mean over seeds, with the lowest and highest where there are several. BLEU is sacreBLEU `{signature}`. AER is against
 the gold links, with the reference given (shift 0 / shift 1: see docs/attention.md). Entropy is that of the weights over
-pieces, in nats. Speed is of training with the threads that the file names, mostly on a machine that did other work: take it as rough;
-`python scripts/bench/speed.py --mechanisms` measures speed alone.
+pieces, in nats. Speed is of training with the threads that the file names, mostly on a machine that did other work:
+take it as rough; `python scripts/bench/speed.py --mechanisms` measures speed alone.
 """
 
 
