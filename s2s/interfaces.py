@@ -86,6 +86,7 @@ class Attended(NamedTuple):
 class Gold(Protocol):
     """log p(right word), had the decoder read ``context`` (B, T, M) -> (B, T), or (B, T, N, M) -> (B, T, N).
 
+    Contexts (B, 1, N, M) are the same at every step, and cost less than T copies of them.
     Only the readout changes: the recurrence keeps what it was fed. Without a context: the one that was read.
     """
 

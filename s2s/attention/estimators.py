@@ -248,8 +248,7 @@ class Enumerate(Estimator):
 
     def penalties(self, attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
         assert attended.weights is not None
-        every = memory.values.unsqueeze(1).expand(-1, attended.weights.size(1), -1, -1)  # (B, T, S, M)
-        bound = (attended.weights * gold(every)).sum(-1)  # (B, T)
+        bound = (attended.weights * gold(memory.values.unsqueeze(1))).sum(-1)  # (B, T)
         return {"jensen": gold() - bound}
 
 

@@ -90,7 +90,7 @@ class Readout(nn.Module):
         return dropout_mask((embedded.size(0), embedded.size(1), self.size), self.dropout, embedded)
 
     def forward(self, unread: Unread, context: Tensor) -> Tensor:
-        """(B, T, ...) parts to (B, T, D). Contexts (B, T, N, M) give (B, T, N, D)."""
+        """(B, T, ...) parts to (B, T, D). Contexts (B, T, N, M), or (B, 1, N, M) for all T, give (B, T, N, D)."""
         of_hidden, of_context, of_embedded = torch.split(self.join.weight, list(self.widths), 1)
         inside = nn.functional.linear(unread.hidden, of_hidden)
         if unread.embedded is not None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Encoder, Memory, Mixture, Totals
 from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, ReadoutKind, Step, Unread, Wiring, WiringState
 from s2s.models.layers import Dropout
+from s2s.models.likelihood import log_likelihood
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
 from s2s.products import share, share_all
@@ -107,27 +108,30 @@ class _Gold:
     """See `s2s.interfaces.Gold`; zero where the target is padding."""
 
     def __init__(self, decoder: RNNDecoder, decoded: Decoded, memory: Memory, target: Tensor) -> None:
-        self.decoder, self.decoded, self.memory, self.target = decoder, decoded, memory, target
+        self.decoder, self.decoded, self.memory = decoder, decoded, memory
         self.real = target != PAD
-        self.words = target[self.real].unsqueeze(1)  # (n, 1)
+        self.words = target[self.real]  # (n,)
 
     def __call__(self, context: Tensor | None = None) -> Tensor:
-        if context is None:
-            logits = self.decoder.logits(self.decoded, self.memory, self.real)
-            logits = logits if logits.dtype == torch.float64 else logits.float()
-            if self.decoded.mixture is None:
-                logits = logits.log_softmax(-1)
-            return self._placed(logits)
-        unread = map_tree(lambda part: part[self.real], self.decoded.unread)
-        if context.dim() == 3:
-            return self._placed(self.decoder._log_probabilities(unread, context[self.real]))
-        columns = [self._placed(self.decoder._log_probabilities(unread, one[self.real])) for one in context.unbind(2)]
-        return torch.stack(columns, -1)
+        decoder = self.decoder
+        if context is not None:
+            return self._likelihood(decoder._narrowed(decoder.wiring.readout(self.decoded.unread, context)[self.real]))
+        if self.decoded.mixture is None:
+            return self._likelihood(decoder.features(self.decoded, self.memory, self.real))
+        mixed = decoder.logits(self.decoded, self.memory, self.real)  # log-probabilities
+        return self._placed(mixed.gather(1, self.words.unsqueeze(1))[:, 0])
 
-    def _placed(self, log_probabilities: Tensor) -> Tensor:
-        """(n, V) to the gold words' (B, T)."""
-        gold = log_probabilities.gather(1, self.words)[:, 0]
-        return gold.new_zeros(self.target.shape).masked_scatter(self.real, gold)
+    def _likelihood(self, features: Tensor) -> Tensor:
+        """Of features (n, D), or (n, N, D), what the right words have: (B, T), or (B, T, N)."""
+        words = self.words if features.dim() == 2 else self.words.unsqueeze(1).expand(features.shape[:2])
+        output = self.decoder.output
+        found = log_likelihood(features.flatten(0, -2), output.weight, output.bias, words.flatten())
+        return self._placed(found.view(words.shape))
+
+    def _placed(self, found: Tensor) -> Tensor:
+        """(n, ...) to (B, T, ...)."""
+        placed = found.new_zeros((*self.real.shape, *found.shape[1:]))
+        return placed.index_put((self.real,), found)
 
 
 class RNNDecoderSettings(DecoderSettings, Generic[A]):
