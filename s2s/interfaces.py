@@ -59,7 +59,7 @@ class Memory(NamedTuple):
     keys: Tree = None
     """What a decoder or an attention computed once per sentence."""
     want: frozenset[str] = NOTHING
-    """What of {"weights", "trace"} the caller will read; fixed per sentence, so nothing unread is computed."""
+    """What of {"weights", "heads", "trace"} the caller will read; fixed per sentence, so nothing unread is computed."""
 
 
 class Mixture(NamedTuple):
@@ -176,6 +176,8 @@ class Decoded(NamedTuple):
     mixture: Mixture | None = None
     weights: Tensor | None = None
     """(B, T, S) attention to show or to guide; None unless wanted or free."""
+    heads: Tensor | None = None
+    """(B, T, layers, heads, S), of which ``weights`` is the mean; None unless wanted, and from what has no heads."""
 
 
 class Decoder(nn.Module, ABC):
@@ -190,7 +192,14 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, tokens: Tensor, memory: Memory, state: Tree) -> tuple[Decoded, Tree]:
-        """Read ``tokens`` (B, T), BOS first, and predict the word after each."""
+        """Read ``tokens`` (B, T), BOS first, and predict the word after each.
+
+        Where memory may be shared it can have fewer rows, B / places, while T is 1: see `shares`.
+        """
+
+    @abstractmethod
+    def shares(self, state: Tree) -> bool:
+        """Whether rows of ``state`` that stand side by side can read one row of memory."""
 
     def features(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
         """What the output matrix reads at the positions ``where`` (B, T) bool: (n, D); only without a mixture."""
@@ -223,10 +232,18 @@ class Decoder(nn.Module, ABC):
 class Searchable(Protocol):
     """What search needs: a model or an ensemble."""
 
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
-        """(B, S) and (B,) to memory and state; row b of both belongs to sentence b."""
+    def start(
+        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+    ) -> tuple[Tree, Tree]:
+        """(B, S) and (B,) to memory and state, with ``places`` equal rows of state for each sentence, side by side.
+
+        Memory has a row for each sentence, which its places share, or where a model cannot do that one for each place.
+        """
         ...
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
-        """(B,) last tokens to normalised log-probabilities (B, V), attention (B, S) or None, and the new state."""
+        """(R,) last tokens to normalised log-probabilities (R, V), attention (R, S) or None, and the new state.
+
+        R rows of state. The log-probabilities are the caller's to overwrite.
+        """
         ...

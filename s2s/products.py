@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s2s.tree import Tree, map_tree
 
-_MARK = "_s2s_ledger"
+_MARK, _CAST = "_s2s_ledger", "_s2s_cast"
 
 
 class _Ledger:
@@ -99,13 +99,24 @@ def share(matrix: Tensor) -> Tensor:
     """
     device = matrix.device.type
     if torch.is_autocast_enabled(device) and matrix.dtype == torch.float32:
-        matrix = matrix.to(torch.get_autocast_dtype(device))
+        matrix = cast_once(matrix, torch.get_autocast_dtype(device))
     if not (torch.is_grad_enabled() and matrix.requires_grad):
         return matrix
     ledger = _Ledger()
     shared: Tensor = _Share.apply(matrix, ledger)  # type: ignore[no-untyped-call]
     setattr(shared, _MARK, ledger)
     return shared
+
+
+def cast_once(matrix: Tensor, kind: torch.dtype) -> Tensor:
+    """In the other type; of a parameter, while nothing learns, the cast is kept: search asks at every step."""
+    if torch.is_grad_enabled() or not isinstance(matrix, torch.nn.Parameter):
+        return matrix.to(kind)
+    version = (matrix.data_ptr(), matrix._version, kind)
+    if getattr(matrix, _CAST, (None, None))[0] != version:
+        setattr(matrix, _CAST, (version, matrix.to(kind)))
+    kept: Tensor = getattr(matrix, _CAST)[1]
+    return kept
 
 
 def share_all(tree: Tree) -> Tree:

@@ -52,9 +52,18 @@ def take(tree: T, rows: Tensor) -> T:
     return map_tree(lambda leaf: leaf.index_select(0, rows), tree)
 
 
+def take_groups(tree: T, groups: Tensor, count: int) -> T:
+    """The ``groups`` (n,) of every tensor, whose rows are ``count`` groups of equal size: some may have larger ones."""
+
+    def taken(leaf: Tensor) -> Tensor:
+        return leaf.view(count, len(leaf) // count, *leaf.shape[1:]).index_select(0, groups).flatten(0, 1)
+
+    return map_tree(taken, tree)
+
+
 def repeat(tree: T, times: int) -> T:
     """Every row ``times`` times in place: (B, ...) becomes (B * times, ...)."""
-    return map_tree(lambda leaf: leaf.repeat_interleave(times, 0), tree)
+    return tree if times == 1 else map_tree(lambda leaf: leaf.repeat_interleave(times, 0), tree)
 
 
 def join_time(trees: list[T]) -> T:

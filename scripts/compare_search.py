@@ -29,7 +29,7 @@ from torch import Tensor
 from s2s.interfaces import BOS, EOS, NOTHING, PAD
 from s2s.search.beam import SearchSettings, Wishes, beam_search
 from s2s.search.sampling import SamplingSettings, drawn
-from s2s.tree import Tree
+from s2s.tree import Tree, repeat
 
 RESULT = Path(__file__).resolve().parent.parent / "docs" / "results" / "search-peer.json"
 SENTENCES, VOCABULARY, WORDS, BEAM = 100, 10, 7, 4
@@ -113,9 +113,11 @@ class Tables:
     def __init__(self, ends: bool) -> None:
         self.ends = ends
 
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+    def start(
+        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+    ) -> tuple[Tree, Tree]:
         """See `s2s.interfaces.Searchable`."""
-        return source, source.new_zeros(len(source), 0)
+        return repeat((source, source.new_zeros(len(source), 0)), places)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
         """See `s2s.interfaces.Searchable`."""

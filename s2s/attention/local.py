@@ -75,14 +75,16 @@ class _Local(Attention):
         return near & memory.mask.unsqueeze(1) & (scores != -torch.inf)
 
     def _trace(self, centre: Tensor, scores: Tensor, inside: Tensor, memory: Memory) -> dict[str, Tensor]:
-        """For who wants it: ``centre``, and ``in_window`` (B, T), the mass that the scores give the window.
+        """For who wants it: ``centre`` and ``window``, p_t and D, and ``in_window``, all (B, T).
 
-        That is the part of the weights which would stand there if the same scores were normalised over the sentence.
+        The last is the mass that the scores give the window: the part of the weights which would stand there if the
+        same scores were normalised over the sentence.
         """
         if "trace" not in memory.want:
             return {}
         everywhere = normalise(scores, memory.mask.unsqueeze(1), self.normaliser)  # (B, T, S)
-        return {"centre": centre, "in_window": (everywhere * inside).sum(-1)}
+        window = torch.full_like(centre, int(self.window))
+        return {"centre": centre, "window": window, "in_window": (everywhere * inside).sum(-1)}
 
     def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
         """``in_window``; with a filter ``kept``, the mass that it left; ``centre``, p_t / S; and how far that moves.

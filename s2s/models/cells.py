@@ -113,6 +113,17 @@ class Readout(nn.Module):
         return step
 
 
+def attend(attention: Attention, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+    """What (B, T, H) queries read; places that share a row of memory ask side by side, as if they were its steps."""
+    rows, steps = query.shape[:2]
+    if len(memory.values) == rows:
+        found: tuple[Attended, Tree] = attention(query, memory, state)
+        return found
+    assert steps == 1, "places that share a memory go step by step"
+    attended, state = attention(query.view(len(memory.values), -1, query.size(2)), memory, state)
+    return map_tree(lambda part: part.flatten(0, 1).unsqueeze(1), attended), state
+
+
 def _with_time(unread: Unread) -> Unread:
     return map_tree(lambda part: part.unsqueeze(1), unread)
 
@@ -163,7 +174,7 @@ class Luong(Wiring):
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             hidden, layers = self.recurrence.run(embedded[:, where], state.layers)
-            attended, attention = self.attention(hidden, memory, state.attention)
+            attended, attention = attend(self.attention, hidden, memory, state.attention)
             unread = Unread(hidden, None, None if keep is None else keep[:, where])
             return Step(unread, self.readout(unread, attended.context), attended), WiringState(layers, attention, None)
 
@@ -179,7 +190,7 @@ class Luong(Wiring):
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             hidden, layers = recur(gates[where.start], state.fed, state.layers)
-            attended, attention = self.attention(hidden.unsqueeze(1), memory, state.attention)
+            attended, attention = attend(self.attention, hidden.unsqueeze(1), memory, state.attention)
             unread = Unread(hidden, None, None if keep is None else keep[:, where.start])
             joined = read(unread, attended.context[:, 0])
             step = Step(_with_time(unread), joined.unsqueeze(1), attended)
@@ -213,7 +224,7 @@ class Bahdanau(Wiring):
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             query = state.layers[-1].hidden
-            attended, attention = self.attention(query.unsqueeze(1), memory, state.attention)
+            attended, attention = attend(self.attention, query.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
             hidden, layers = recur(gates[where.start], context if context.size(1) else None, state.layers)
             told = query if self.readout.kind == "maxout" else hidden
@@ -244,7 +255,7 @@ class ConditionalGRU(Wiring):
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             between = recur(gates[where.start], None, state.layers[0])
-            attended, attention = self.attention(between.hidden.unsqueeze(1), memory, state.attention)
+            attended, attention = attend(self.attention, between.hidden.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
             layer = recur_again(by_rows(context, of_context) + self.second.bias, None, between)
             unread = Unread(layer.hidden, words[where.start], None if keep is None else keep[:, where.start])

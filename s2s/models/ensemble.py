@@ -21,9 +21,11 @@ class Ensemble:
             raise ValueError("an ensemble needs at least one model")
         self.models, self.average = list(models), average
 
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+    def start(
+        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+    ) -> tuple[Tree, Tree]:
         """Memories and states of all models, side by side."""
-        started = [model.start(source, lengths, want) for model in self.models]
+        started = [model.start(source, lengths, want, places) for model in self.models]
         return tuple(memory for memory, _ in started), tuple(state for _, state in started)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:

@@ -10,14 +10,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Encoder, Memory, Mixture, Totals
+from s2s.likelihood import log_likelihood
 from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, ReadoutKind, Step, Unread, Wiring, WiringState
 from s2s.models.layers import Dropout
-from s2s.models.likelihood import log_likelihood
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
 from s2s.products import share, share_all
 from s2s.settings import AttentionSettings, DecoderSettings
-from s2s.tree import Tree, join_time, map_tree
+from s2s.tree import Tree, join_time, leaves, map_tree
 
 A = TypeVar("A", bound=AttentionSettings)
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -41,13 +41,14 @@ class RNNDecoder(Decoder):
         return self.wiring.attention
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, WiringState]:
-        return self.wiring.start(memory._replace(want=want), self.first(memory))
+        memory, state = self.wiring.start(memory._replace(want=want), self.first(memory))
+        if self.wiring.feeds_back:  # every step reads all of it
+            memory = memory._replace(values=share(memory.values), keys=share_all(memory.keys))
+        return memory, state
 
     def forward(self, tokens: Tensor, memory: Memory, state: WiringState) -> tuple[Decoded, Tree]:
         advance = self.wiring.begin(self.embedded(self.embedding(tokens)))
-        width = tokens.size(1)
-        if self.wiring.feeds_back:
-            width, memory = 1, memory._replace(values=share(memory.values), keys=share_all(memory.keys))
+        width = 1 if self.wiring.feeds_back else tokens.size(1)
         steps: list[Step] = []
         for first in range(0, tokens.size(1), width):
             step, state = advance(slice(first, first + width), memory, state)
@@ -58,6 +59,10 @@ class RNNDecoder(Decoder):
         unread = whole.unread if reread else None
         return Decoded(whole.joined, unread, attended, attended.mixture, attended.weights), state
 
+    def shares(self, state: WiringState) -> bool:
+        """Where the attention remembers nothing: to it places of one step are like steps of one place."""
+        return not leaves(state.attention)
+
     def features(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
         return self._narrowed(decoded.features[where])
 
@@ -67,7 +72,7 @@ class RNNDecoder(Decoder):
     def logits(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
         if decoded.mixture is None:
             return super().logits(decoded, memory, where)
-        sentence = where.nonzero()[:, 0]  # (n,)
+        sentence = where.nonzero()[:, 0] // (len(where) // len(memory.values))  # (n,)
         unread: Unread = map_tree(lambda part: part[where], decoded.unread)
         mixture: Mixture = map_tree(lambda part: part[where], decoded.mixture)
         total: Tensor | None = None

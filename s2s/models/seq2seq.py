@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, Decoded, Decoder, Encoder, Memory
+from s2s.likelihood import log_probabilities
 from s2s.models.layers import embedding
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
-from s2s.tree import Tree
+from s2s.tree import Tree, repeat
 
 E = TypeVar("E", bound=EncoderSettings)
 D = TypeVar("D", bound=DecoderSettings)
@@ -31,15 +32,23 @@ class Seq2Seq(nn.Module):
         memory, state = self.decoder.start(self.encoder(source, lengths), want)
         return self.decoder(words, memory, state)[0], memory
 
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+    def start(
+        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+    ) -> tuple[Tree, Tree]:
         """See `Searchable.start`."""
-        return self.decoder.start(self.encoder(source, lengths), want)
+        memory, state = self.decoder.start(self.encoder(source, lengths), want)
+        if places > 1 and not self.decoder.shares(state):
+            memory = repeat(memory, places)
+        return memory, repeat(state, places)
 
     def step(self, token: Tensor, memory: Memory, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
         """See `Searchable.step`."""
         decoded, state = self.decoder(token.unsqueeze(1), memory, state)
-        logits = self.decoder.logits(decoded, memory, torch.ones_like(token, dtype=torch.bool).unsqueeze(1))
-        words = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        here, output = torch.ones_like(token, dtype=torch.bool).unsqueeze(1), self.decoder.output
+        if decoded.mixture is None:
+            words = log_probabilities(self.decoder.features(decoded, memory, here), output.weight, output.bias)
+        else:
+            words = self.decoder.logits(decoded, memory, here).log_softmax(-1)
         return words, None if decoded.weights is None else decoded.weights[:, -1], state
 
 

@@ -165,6 +165,17 @@ class Layer(nn.Module):
         normed: Tensor = self.norms[part](x) if self.pre else x
         return normed
 
+    @staticmethod
+    def _across(across: MultiHead, x: Tensor, source: KeysValues, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Places that share a row of the source ask side by side, as if they were its steps."""
+        rows = len(source.keys)
+        if len(x) == rows:
+            found: tuple[Tensor, Tensor] = across(x, source, mask)
+            return found
+        assert x.size(1) == 1, "places that share a memory go step by step"
+        y, weights = across(x.view(rows, -1, x.size(2)), source, mask)  # (B, places, d), (B, heads, places, S)
+        return y.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+
     def _after(self, part: int, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
         normed: Tensor = x if self.pre else self.norms[part](x)
@@ -183,7 +194,7 @@ class Layer(nn.Module):
         x = self._after(0, x, y)
         weights = None
         if self.across is not None and source is not None:
-            y, weights = self.across(self._before(1, x), source, source_mask)
+            y, weights = self._across(self.across, self._before(1, x), source, source_mask)
             x = self._after(1, x, y)
         return self._after(-1, x, self.feedforward(self._before(-1, x))), past, weights
 
@@ -228,6 +239,10 @@ class TransformerDecoder(Decoder):
         nothing = keys[0].keys[:, :, :0]
         return memory._replace(keys=keys, want=want), tuple(KeysValues(nothing, nothing) for _ in self.layers)
 
+    def shares(self, state: Tree) -> bool:
+        """Always: what a place said stands in its state, and the source is only read."""
+        return True
+
     def forward(self, tokens: Tensor, memory: Memory, state: Tree) -> tuple[Decoded, Tree]:
         before, count = state[0].keys.size(2), tokens.size(1)
         x = self.input(tokens, before)
@@ -235,15 +250,18 @@ class TransformerDecoder(Decoder):
         if count > 1:
             causal = torch.ones(count, before + count, dtype=torch.bool, device=tokens.device).tril(before)
         readable = memory.mask[:, None, None]
-        after, shown = [], []
+        after, shown, apart = [], [], []
         for layer, past, source in zip(self.layers, state, memory.keys, strict=True):
             x, kept, weights = layer(x, past, causal, source, readable)
             after.append(kept)
             if "weights" in memory.want:
                 shown.append(weights.mean(1))
+            if "heads" in memory.want:
+                apart.append(weights.transpose(1, 2))
         x = x if self.norm is None else self.norm(x)
         weights = torch.stack(shown).mean(0) if shown else None  # over heads and layers
-        return Decoded(x, weights=weights), tuple(after)
+        heads = torch.stack(apart, 2) if apart else None  # (B, T, layers, heads, S)
+        return Decoded(x, weights=weights, heads=heads), tuple(after)
 
 
 class TransformerEncoderSettings(StackSettings, EncoderSettings):

@@ -40,7 +40,7 @@ from s2s.search.sampling import SamplingSettings, drawn, uniforms
 from s2s.search.wishes import Wishes as Wishes
 from s2s.search.wishes import tabled
 from s2s.settings import Settings
-from s2s.tree import repeat, take
+from s2s.tree import repeat, take, take_groups
 
 
 class SearchSettings(Settings):
@@ -222,8 +222,8 @@ def _search(
     places = settings.beam // groups
     beams = torch.arange(len(limits.longest), device=source.device)  # (n,) those still searched
     wanted = attention or settings.coverage_penalty > 0
-    started = model.start(source, lengths, frozenset({"weights"}) if wanted else NOTHING)
-    memory, state = repeat(started, len(beams) // len(lengths) * places)
+    want = frozenset({"weights"}) if wanted else NOTHING
+    memory, state = repeat(model.start(source, lengths, want, places), len(beams) // len(lengths))
     live = _start(len(beams), places, source.device)
     notes = _no_notes(live, source, limits, settings)
     kept = _Kept(*(torch.full_like(live.total, -torch.inf),) * 2, *(torch.full_like(live.token, -1),) * 2)
@@ -249,7 +249,7 @@ def _search(
             going = (~stop).nonzero().squeeze(1)
             if not len(going):
                 break
-            memory = take(memory, (going.unsqueeze(1) * places + torch.arange(places, device=going.device)).flatten())
+            memory = take_groups(memory, going, len(beams))
             beams, limits, live, kept = take((beams, limits, live, kept), going)
         if not torch.equal(live.origin.flatten(), torch.arange(len(history[-1].token), device=source.device)):
             state, notes = take((state, notes), live.origin.flatten())
@@ -285,7 +285,11 @@ def _continued(
     ranked = words
     if settings.repetition_penalty > 1 and notes.said is not None:
         ranked = repetition_penalised(words, notes.said, settings.repetition_penalty)
-    totals = live.total.unsqueeze(-1) + ranked.view(-1, places, vocabulary)  # (n, K, V)
+    totals = ranked.view(-1, places, vocabulary)  # (n, K, V)
+    if ranked is words and torch.promote_types(totals.dtype, live.total.dtype) == totals.dtype:
+        totals.add_(live.total.unsqueeze(-1))  # nobody needs the words once more, and they are large
+    else:
+        totals = totals + live.total.unsqueeze(-1)
     allow(totals, step, limits, notes, settings.min_length, settings.no_repeat_ngram)
     total, column = _chosen(totals, step, limits, notes, settings)
     if total.isnan().any():

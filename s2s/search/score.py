@@ -23,6 +23,7 @@ from torch import Tensor
 from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError
 from s2s.interfaces import BOS, EOS, NOTHING, PAD, Decoded, Decoder, Memory, Searchable
+from s2s.likelihood import log_likelihood
 from s2s.search.beam import SearchSettings
 
 _WINDOW = 16
@@ -74,8 +75,12 @@ def force_at_once(
     for places in torch.split(real, max(1, _SCORES // model.decoder.output.out_features)):
         where = torch.zeros_like(gold, dtype=torch.bool)
         where[places[:, 0], places[:, 1]] = True
-        words = _log_probabilities(model.decoder.logits(decoded, memory, where))
-        chosen.append(words.gather(1, gold[where].unsqueeze(1)).squeeze(1))
+        if decoded.mixture is None:
+            features, output = model.decoder.features(decoded, memory, where), model.decoder.output
+            chosen.append(log_likelihood(features, output.weight, output.bias, gold[where]))
+        else:
+            words = model.decoder.logits(decoded, memory, where).log_softmax(-1)
+            chosen.append(words.gather(1, gold[where].unsqueeze(1)).squeeze(1))
     found = torch.cat(chosen)
     return Forced(found.new_zeros(gold.shape).masked_scatter(gold != PAD, found), decoded.weights)
 
@@ -96,11 +101,6 @@ def force_by_steps(
             shown.append(weights)
     found = torch.cat(chosen, 1).masked_fill(gold == PAD, 0.0)
     return Forced(found, torch.stack(shown, 1) if "weights" in want and shown else None)
-
-
-def _log_probabilities(logits: Tensor) -> Tensor:
-    """Normalised, in float32 or wider; what search sees."""
-    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 
 class Scored(NamedTuple):

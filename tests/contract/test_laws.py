@@ -31,7 +31,7 @@ from s2s.interfaces import PAD, Decoded, Memory
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.models.start import StartKind
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
-from s2s.tree import Tree, leaves, take
+from s2s.tree import Tree, leaves, repeat, take, take_groups
 
 WEIGHTS = frozenset({"weights"})
 PAIRS = pairs((6, 4, 3, 1))
@@ -122,6 +122,29 @@ def test_steps_are_normalised_and_equal_teacher_forcing(case: Case) -> None:
         assert same(words.exp().sum(-1), torch.ones(len(token), dtype=torch.float64))
         assert same(words, expected[:, position])
         assert same(shown, None if weights is None else weights[:, position])
+
+
+@torch.no_grad()
+@every_case
+def test_places_of_a_sentence_are_as_if_each_had_a_memory_of_its_own(case: Case) -> None:
+    """And a sentence that leaves takes all its places along."""
+    model, places = build(case), 3
+    torch.manual_seed(4)
+    memory, state = model.start(PAIRS.source, PAIRS.lengths, WEIGHTS, places)
+    torch.manual_seed(4)
+    apart = repeat(model.start(PAIRS.source, PAIRS.lengths, WEIGHTS), places)
+    assert all(leaf.size(0) == places * len(PAIRS.lengths) for leaf in leaves(state))
+    tokens = PAIRS.words.repeat_interleave(places, 0).roll(1, 0)  # other words in every place
+    for position in range(3):
+        if position == 2:
+            going = torch.tensor([0, 2, 3])
+            rows = torch.arange(len(tokens)).view(-1, places)[going].flatten()
+            memory, state = take_groups(memory, going, len(PAIRS.lengths)), take(state, rows)
+            apart, tokens = take(apart, rows), tokens[rows]
+        words, shown, state = model.step(tokens[:, position], memory, state)
+        expected, weights, own = model.step(tokens[:, position], *apart)
+        apart = apart[0], own
+        assert same(words, expected) and same(shown, weights)
 
 
 # --- padding ----------------------------------------------------------------------------------------------------------

@@ -135,6 +135,9 @@ class Words(Decoder):
     def forward(self, tokens: Tensor, memory: Memory, state: tuple[()]) -> tuple[Decoded, tuple[()]]:
         return Decoded(self.table(tokens)), ()
 
+    def shares(self, state: tuple[()]) -> bool:
+        return True
+
     def penalties(self, decoded: Decoded, memory: Memory, target: Tensor) -> dict[str, Tensor]:
         return {"each": torch.full(target.shape, 0.5).double(), "sentence": 3 * torch.ones(len(target)).double()}
 

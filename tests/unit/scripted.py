@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK
 from s2s.search.beam import Hypothesis, SearchSettings, beam_search
-from s2s.tree import Tree
+from s2s.tree import Tree, repeat
 
 A, B, C, D = 4, 5, 6, 7
 VOCABULARY = 8
@@ -39,9 +39,11 @@ class Scripted:
         self.read: list[list[Words]] = []
         """Of each step, what every row has said."""
 
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+    def start(
+        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+    ) -> tuple[Tree, Tree]:
         self.want = want
-        return (source,), {"said": source.new_zeros(len(source), 0)}
+        return repeat(((source,), {"said": source.new_zeros(len(source), 0)}), places)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
         source, said = memory[0], torch.cat((state["said"], token.unsqueeze(1)), 1)

@@ -122,6 +122,9 @@ class Telling(Decoder):
     def forward(self, tokens: Tensor, memory: Memory, state: Tree) -> tuple[Decoded, Tree]:
         raise NotImplementedError
 
+    def shares(self, state: Tree) -> bool:
+        raise NotImplementedError
+
     def diagnostics(self, decoded: Decoded, memory: Memory, real: Tensor) -> Totals:
         assert decoded.weights is not None
         return {"first": summed(decoded.weights[..., 0], real)}

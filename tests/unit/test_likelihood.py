@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from s2s.models import likelihood
-from s2s.models.likelihood import log_likelihood
+from s2s import likelihood
+from s2s.likelihood import log_likelihood, log_probabilities
 
 
 def drawn(rows: int, kind: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -55,3 +55,27 @@ def test_bf16_products_and_float32_sums() -> None:
     torch.testing.assert_close(found, plain, rtol=0.02, atol=0.05)
     for mine, wide in zip(learned, expected, strict=True):
         assert (mine - wide).norm() < 0.02 * wide.norm()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 7])
+def test_all_words_at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(likelihood, "_SCORES", 2 * 11)
+    features, weight, bias, _, _ = drawn(rows)
+    chances = (features @ weight.t() + bias).exp()
+    expected = (chances / chances.sum(1, keepdim=True)).log().detach()
+    torch.testing.assert_close(log_probabilities(features, weight, bias), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_cast_that_is_kept_follows_its_parameter() -> None:
+    features, _, bias, _, _ = drawn(3, torch.float32)
+    weight = torch.nn.Parameter(torch.eye(11, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = log_probabilities(features, weight, bias)
+        with torch.no_grad():
+            weight.mul_(2)
+        after = log_probabilities(features, weight, bias)
+        weight.data = torch.zeros(11, 6)
+        last = log_probabilities(features, weight, bias)
+    torch.testing.assert_close(after, (features @ torch.eye(11, 6).t() * 2 + bias).log_softmax(1), rtol=0.02, atol=0.05)
+    torch.testing.assert_close(last, bias.log_softmax(0).expand(3, 11), rtol=1e-6, atol=1e-6)
+    assert not torch.equal(before, after)

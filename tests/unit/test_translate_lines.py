@@ -20,7 +20,7 @@ from s2s.models.ensemble import Ensemble
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.search.beam import SearchSettings
 from s2s.search.translate import Line, Translation, Translator, gives_attention
-from s2s.tree import Tree
+from s2s.tree import Tree, repeat
 
 WORDS = WhitespaceTokenizer(b"a\nb\nc\nd\ne\nf")
 A, B, C, D, E, F = range(4, 10)
@@ -37,9 +37,11 @@ class Scripted:
         self.searched: list[list[int]] = []
         """The sources of every start."""
 
-    def start(self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING) -> tuple[Tree, Tree]:
+    def start(
+        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+    ) -> tuple[Tree, Tree]:
         self.searched += [[word for word in row if word not in (PAD, EOS)] for row in source.tolist()]
-        return (source,), {"said": source.new_zeros(len(source), 0)}
+        return repeat(((source,), {"said": source.new_zeros(len(source), 0)}), places)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
         source, said = memory[0], torch.cat((state["said"], token.unsqueeze(1)), 1)

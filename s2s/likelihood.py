@@ -1,4 +1,4 @@
-"""Log-probabilities of given words, without keeping what all the other words would have had."""
+"""From features to log-probabilities of words: of given ones, without keeping what all others have, or of all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from s2s.products import cast_once
+
 _SCORES = 2**20
-"""Scores (rows x V) that stand in memory at once: they stay in the cache."""
+"""Scores (rows x V) that are worked on at once: they stay in the cache."""
 
 
 class _LogLikelihood(torch.autograd.Function):
@@ -51,7 +53,7 @@ def _scores(features: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """(n, V) in float32 or wider."""
     if features.dtype == bias.dtype:
         return torch.addmm(bias, features, matrix.t())
-    return (features @ matrix.t()).to(bias.dtype).add_(bias)
+    return (features @ matrix.t()).add(bias)  # in the wider type of the two
 
 
 def _parts(features: Tensor, matrix: Tensor) -> list[slice]:
@@ -65,9 +67,27 @@ def log_likelihood(features: Tensor, weight: Tensor, bias: Tensor, words: Tensor
     Features (n, D), weight (V, D), bias (V,). Products run in the type of ``features``, or autocast's. Never holds
     (n, V), neither forward nor for the backward pass.
     """
-    device = features.device.type
-    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
-        features = features.to(torch.get_autocast_dtype(device))
-    with torch.autocast(device, enabled=False):
+    features = _narrowed(features)
+    with torch.autocast(features.device.type, enabled=False):
         found: Tensor = _LogLikelihood.apply(features, weight, bias, words)  # type: ignore[no-untyped-call]
     return found
+
+
+@torch.no_grad()
+def log_probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """log softmax(features weight^T + bias) of all words, in nats: (n, V), float32 or wider, without a gradient.
+
+    Features (n, D), weight (V, D), bias (V,). Products run in the type of ``features``, or autocast's.
+    """
+    features = _narrowed(features)
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    with torch.autocast(features.device.type, enabled=False):
+        return _scores(features, cast_once(weight, features.dtype), bias.to(wide)).log_softmax(1)
+
+
+def _narrowed(features: Tensor) -> Tensor:
+    """In the type of autocast's products, where it is on."""
+    device = features.device.type
+    if torch.is_autocast_enabled(device) and features.dtype != torch.float64:
+        return features.to(torch.get_autocast_dtype(device))
+    return features

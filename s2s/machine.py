@@ -1,0 +1,24 @@
+"""What is asked of the machine before heavy work begins."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
+
+
+def keep_freed_memory() -> None:
+    """Let glibc's allocator keep up to 512 MiB of what is freed, instead of giving every large tensor back at once.
+
+    A search step makes and drops tensors of 10 MB. By default each comes from the system, page by page and zeroed, and
+    goes back: on two cores that was a third of the time of beam search in bf16. Other allocators are left alone.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    mallopt(_M_TRIM_THRESHOLD, 512 << 20)
+    mallopt(_M_TOP_PAD, 16 << 20)
