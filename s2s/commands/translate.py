@@ -11,8 +11,7 @@ from typing import Literal
 
 import torch
 
-from s2s.analysis.alignment import merge_words
-from s2s.analysis.heatmap import heat_map_svg
+from s2s.analysis.heatmap import Weights, heat_map_svg
 from s2s.commands.asked import asked_lines, read_dictionary, read_phrases
 from s2s.commands.models import load, require_models, search_settings, together
 from s2s.commands.output import Output, results, write
@@ -24,7 +23,8 @@ from s2s.interfaces import EOS
 from s2s.progress import Meter, say, warn
 from s2s.run import Trained
 from s2s.search.formats import lines_of
-from s2s.search.translate import Line, LongLines, Translation, Translator, gives_attention
+from s2s.search.look import heat_map
+from s2s.search.translate import Line, LongLines, Part, Translation, Translator, gives_attention
 from s2s.training.trainer import resolve_device
 
 
@@ -171,12 +171,18 @@ def draw(found: Translation, tokenizers: Tokenizers, picture: OutputFile) -> Non
     if len(found.candidates[0].parts) > 1:
         raise UsageError("--attention", f"line {found.number} was cut into parts", "begin with a shorter line")
     (part,) = found.candidates[0].parts
-    assert part.hypothesis.attention is not None
-    ids = [*part.hypothesis.ids, EOS]
-    weights = merge_words(part.hypothesis.attention.numpy(), part.source_words, tokenizers.target.words(ids))
-    source, target = tokenizers.source.decode(part.source).split(), tokenizers.target.decode(ids).split()
     with picture as file:
-        file.write_line(heat_map_svg(weights, source, target, title=found.text))
+        file.write_line(heat_map_svg(*word_attention(part, tokenizers), title=found.text))
+
+
+def word_attention(part: Part, tokenizers: Tokenizers) -> tuple[Weights, list[str], list[str]]:
+    """Weights from word to word (T, S) of a part whose attention was kept, its source words, its target words.
+
+    Where a script puts no blanks between words they are pieces.
+    """
+    assert part.hypothesis.attention is not None
+    found = heat_map(part.hypothesis.attention.numpy(), part.source, [*part.hypothesis.ids, EOS], tokenizers)
+    return found.weights, list(found.source), list(found.target)
 
 
 @torch.no_grad()

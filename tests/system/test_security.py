@@ -186,13 +186,19 @@ def careless_templates(source: str) -> list[str]:
     return found
 
 
+THE_GATE = {"pages.py": ["Markup of text that is not a constant"] * 2}
+"""The one place where charts and heat maps, which escape the words in them (X4), come into a page as what they are: the
+style sheet of both, and `embedded`, which takes nothing that does not begin like one of them. All else is escaped."""
+
+
 @pytest.mark.fault("X5")
 def test_templates_escape() -> None:
     assert careless_templates("jinja2.Environment(loader=x)") and careless_templates("Environment(autoescape=False)")
     assert careless_templates("environment.from_string(text)") and careless_templates("Markup(f'<b>{word}')")
     assert not careless_templates("jinja2.Environment(autoescape=True).from_string('<b>{{ word }}</b>')")
     for path in (ROOT / "s2s").rglob("*.py"):
-        assert not careless_templates(path.read_text(encoding="utf-8")), path
+        found = careless_templates(path.read_text(encoding="utf-8"))
+        assert [line.partition(": ")[2] for line in found] == THE_GATE.get(path.name, []), (path, found)
 
 
 @pytest.mark.fault("X6")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2s.analysis.heatmap import heat_map_svg, heat_map_text
+from s2s.analysis.heatmap import HeatMap, heat_map_svg, heat_map_text, heat_maps_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 WEIGHTS = np.array([[0.5, 0.0, 0.25], [0.0, 0.75, 0.001]])
@@ -56,7 +56,7 @@ def test_shades_follow_the_weights() -> None:
     levels = [int(rect.get("class", "").removeprefix("cell c")) for rect in cells(svg)]
     # 24 shades up to the largest weight 0.75; zero is shade 0, anything above it at least 1.
     assert levels == [16, 0, 8, 0, 24, 1]
-    light, dark = svg.split("@media(prefers-color-scheme:dark)")
+    light, dark = svg.split("@media screen and (prefers-color-scheme:dark)")
     for style, rising in ((light, False), (dark, True)):
         colours = [re.search(rf"\.c{level}{{fill:#(\w{{6}})}}", style) for level in range(1, 25)]
         assert all(colours)
@@ -150,3 +150,75 @@ def test_the_terminal_version() -> None:
 def test_the_terminal_version_escapes_controls() -> None:
     assert "\\x1b[2J" in heat_map_text(np.ones((1, 1)), ["a"], ["\x1b[2J"])
     assert "\x1b" not in heat_map_text(np.ones((1, 1)), ["\x1b[2J"], ["a"])
+
+
+# --- marks, directions, several at once -------------------------------------------------------------------------------
+
+
+def numbers(element: ElementTree.Element, *names: str) -> list[float]:
+    return [float(element.get(name, "")) for name in names]
+
+
+def of_class(svg: str, kind: str) -> list[ElementTree.Element]:
+    return [one for one in ElementTree.fromstring(svg).iter() if one.get("class", "").split()[:1] == [kind]]
+
+
+def test_windows_and_centres_lie_on_their_rows() -> None:
+    given = HeatMap(WEIGHTS, ["a", "b", "c"], ["x", "y"], centres=[0.5, 2.0], windows=[(0.0, 2.0), (1.0, 3.0)])
+    svg = heat_maps_svg([given])
+    grid = [numbers(cell, "x", "y") for cell in cells(svg)]
+    left, top, step = grid[0][0] - 0.5, grid[0][1] - 0.5, grid[1][0] - grid[0][0]
+    frames = [numbers(frame, "x", "y", "width") for frame in of_class(svg, "window")]
+    assert frames == [[left + 1, top + 1, 2 * step - 2], [left + step + 1, top + step + 1, 2 * step - 2]]
+    dots = [numbers(dot, "cx", "cy") for dot in of_class(svg, "centre")]
+    assert dots == [[left + step / 2, top + step / 2], [left + 2 * step, top + 1.5 * step]]
+
+
+def test_a_source_from_the_right_runs_so() -> None:
+    hebrew = ["אני", "רואה", "dogs"]
+    plain = heat_maps_svg([HeatMap(WEIGHTS, ["a", "b", "c"], ["x", "y"])])
+    svg = heat_maps_svg([HeatMap(WEIGHTS, hebrew, ["x", "y"], centres=[0.5, 3.0], windows=[(0, 1), (0, 2)])])
+    assert [word.text for word in words(svg)] == ["dogs", "רואה", "אני", "x", "y"]
+    assert "← source" in svg and "source →" in plain
+    first = [cell.get("class") for cell in cells(svg)[:3]]
+    assert first == [cell.get("class") for cell in cells(plain)[:3]][::-1]
+    assert "אני\u2069 → \u2068x\u2069: 0.5" in svg
+    grid = [numbers(cell, "x") for cell in cells(svg)]
+    left, step = grid[0][0] - 0.5, grid[1][0] - grid[0][0]
+    assert [numbers(dot, "cx")[0] for dot in of_class(svg, "centre")] == [left + 2.5 * step, left]
+    assert [numbers(one, "x", "width") for one in of_class(svg, "window")] == [
+        [left + 2 * step + 1, step - 2], [left + step + 1, 2 * step - 2]
+    ]  # fmt: skip
+
+
+def test_several_stand_side_by_side_and_then_below() -> None:
+    small = HeatMap(np.full((2, 2), 0.5), ["a", "b"], ["x", "y"], title="one")
+    svg = heat_maps_svg([small, small._replace(title="other", weights=np.ones((2, 2)))] * 4, "All")
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") == "All"
+    moves = [one.get("transform", "") for one in root.findall(f"{SVG}g")]
+    places = [tuple(map(int, re.findall(r"\d+", move))) for move in moves]
+    width, height = int(root.get("width", "")), int(root.get("height", ""))
+    assert len(places) == len(set(places)) == 8 and places[0] == (0, 0) and places[1][1] == 0 < places[1][0]
+    assert 0 < len([place for place in places if place[1]]) < 8 and width <= 1200
+    assert all(x < width and y < height for x, y in places)
+    assert len(list(root.iter(f"{SVG}style"))) == 1
+    legends = [text.text for text in root.iter(f"{SVG}text") if text.text in ("0.5", "1")]
+    assert legends == ["0.5", "1"] * 4, "each has its own scale"
+
+
+def test_long_sentences_have_smaller_cells() -> None:
+    def side(count: int) -> float:
+        svg = heat_map_svg(np.ones((1, count)), ["w"] * count, ["x"])
+        (one, *_) = cells(svg)
+        return float(one.get("width", ""))
+
+    assert side(30) > side(31) == side(60) > side(61) >= 12
+
+
+def test_marks_that_do_not_fit_are_refused() -> None:
+    for wrong in ({"centres": [1.0]}, {"windows": [(0.0, 1.0)] * 3}):
+        with pytest.raises(ValueError, match="of 2 target words"):
+            heat_maps_svg([HeatMap(WEIGHTS, ["a", "b", "c"], ["x", "y"])._replace(**wrong)])
+    with pytest.raises(ValueError, match="no heat map"):
+        heat_maps_svg([])
