@@ -1,4 +1,4 @@
-"""JSON on one line that every parser reads alike and that no terminal or reader of lines stumbles over."""
+"""JSON that every parser reads alike: written on one line that no terminal stumbles over, and read as strictly."""
 
 from __future__ import annotations
 
@@ -20,3 +20,32 @@ def json_line(value: Any) -> str:
 def finite(value: float) -> float | None:
     """A number as JSON can hold it: null where it is not finite."""
     return value if math.isfinite(value) else None
+
+
+def strict_json(text: str) -> Any:
+    """The value that ``text`` is. Raises ValueError for anything else, also for what lenient parsers let pass:
+
+    a name that is there twice, NaN and infinities, numbers too large for a float, and nesting without end.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_held)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError("a name is there twice")
+    return result
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _held(text: str) -> float:
+    """A number that a float can hold: what is kept of an object must be JSON when it is written again."""
+    if math.isinf(value := float(text)):
+        raise ValueError(f"{text[:40]} is too large")
+    return value

@@ -9,7 +9,6 @@ Lines are counted from 1 without a gap, ranks from 1 within a line. A score is a
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from s2s.data.text import printable_output, read_raw_lines
 from s2s.errors import DataError
-from s2s.strictjson import finite, json_line
+from s2s.strictjson import finite, json_line, strict_json
 
 ListForm = Literal["tsv", "jsonl"]
 Form = Literal["text", "tsv", "jsonl"]
@@ -104,8 +103,8 @@ def _counted(name: str, text: str, where: str) -> int:
 
 def _from_json(text: str, number: int, where: str) -> NBest:
     try:
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_held)
-    except (ValueError, RecursionError) as error:
+        found = strict_json(text)
+    except ValueError as error:
         raise DataError(where, f"is not valid JSON: {error}", _TODO) from None
     more = found if isinstance(found, dict) else {}
     line, source, hypotheses = (more.pop(name, None) for name in ("line", "source", "hypotheses"))
@@ -131,24 +130,6 @@ def _bounded(score: int | float, where: str) -> float:
     if not abs(score) < 1e300:
         raise DataError(where, "a score is too large", _TODO)
     return float(score)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a name is there twice")
-    return result
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _held(text: str) -> float:
-    """A number that a float can hold: what is kept of an object must be JSON when it is written again."""
-    if math.isinf(value := float(text)):
-        raise ValueError(f"{text[:40]} is too large")
-    return value
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
