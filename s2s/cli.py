@@ -17,7 +17,8 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from s2s import __version__
-from s2s.errors import ConfigError, S2SError, SystemRefused
+from s2s.errors import ConfigError, S2SError, SystemRefused, UsageError
+from s2s.machine import keep_freed_memory
 from s2s.progress import say
 
 app = typer.Typer(
@@ -299,6 +300,123 @@ def average(
     average_checkpoints(model, output, last, best)
 
 
+@app.command()
+def attention(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="[INPUT]", help="Text file; default: standard input.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The picture: a name that ends in .svg, .png or .pdf.")
+    ] = None,
+    model: Annotated[list[Path] | None, typer.Option("--model", "-m", help="A run; several are side by side.")] = None,
+    overwrite: Overwrite = False,
+    target: Annotated[
+        Path | None, typer.Option(help="Translations, line for line, that are drawn instead of the models' own.")
+    ] = None,
+    line: Annotated[int, typer.Option(min=1, help="Which line is drawn.")] = 1,
+    heads: Annotated[bool, typer.Option("--heads", help="Every head of every layer of a Transformer too.")] = False,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    strict: Strict = False,
+) -> None:
+    """Draw what models attend to in a sentence, as SVG, PNG or PDF."""
+    if output is None:
+        raise UsageError("--output", "is not given", "say where the picture goes: a name with .svg, .png or .pdf")
+    from s2s.commands.attention import Options
+    from s2s.commands.attention import attention as command
+
+    command(
+        model or [],
+        source,
+        Options(
+            output=output, overwrite=overwrite, target=target, line=line, heads=heads, checkpoint=checkpoint,
+            device=device, strict=strict,
+        ),
+    )  # fmt: skip
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run, or one of its checkpoints.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The page to write; default: RUN/report.html.")
+    ] = None,
+    overwrite: Overwrite = False,
+    split: Annotated[
+        Literal["valid", "test"] | None, typer.Option(help="What is translated and scored; default: valid.")
+    ] = None,
+    sentences: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Lines whose attention is drawn; default: by their scores.")
+    ] = None,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+) -> None:
+    """Write a page about a run: curves, scores, sentences, attention, settings."""
+    from s2s.commands.report import Options
+    from s2s.commands.report import report as command
+
+    command(
+        run,
+        Options(
+            output=output, overwrite=overwrite, split=split, sentences=sentences, checkpoint=checkpoint, device=device
+        ),
+    )
+
+
+@app.command()
+def serve(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="Runs, each a model of its own.")],
+    host: Annotated[str, typer.Option(help="The address to listen at; by default this machine reaches it only.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8080,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A name that clients may call the server; repeatable.")
+    ] = None,
+    checkpoint: Checkpoint = "best",
+    device: Device = "auto",
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A search setting over the runs' own; repeatable.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that a request may wait.")] = 60.0,
+    queue: Annotated[int, typer.Option(min=1, max=512, help="Requests that may wait.")] = 256,
+) -> None:
+    """Serve models on this machine: a page to type sentences into, and a JSON API."""
+    from s2s.commands.serve import Options
+    from s2s.commands.serve import serve as command
+
+    options = Options(
+        host=host, port=port, allow_host=allow_host or (), checkpoint=checkpoint, device=device, search=search or (),
+        timeout=timeout, queue=queue,
+    )  # fmt: skip
+    command(models, options)
+
+
+@app.command()
+def compare(
+    what: Annotated[list[Path], typer.Argument(metavar="GRID.yaml | RUN...", help="A comparison, or finished runs.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The folder to write; default: runs/compare-NAME.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Trainings at a time, each on a GPU if there are any.")] = 1,
+    no_train: Annotated[bool, typer.Option("--no-train", help="Only write table and page from what is there.")] = False,
+    baseline: Annotated[str | None, typer.Option(help="The system to compare with; default: the first.")] = None,
+    source: Annotated[Path | None, typer.Option(help="Text to translate; default: the runs' test set.")] = None,
+    reference: Annotated[Path | None, typer.Option(help="The right translations.")] = None,
+    links: Annotated[Path | None, typer.Option(help="Right word links of these, Pharaoh.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Compare mechanisms: train a grid of them, or take runs that are there; write a table and a page."""
+    from s2s.commands.compare import Options
+    from s2s.commands.compare import compare as command
+
+    options = Options(
+        output=output, baseline=baseline, source=source, reference=reference, links=links, jobs=jobs,
+        train=not no_train, device=device,
+    )  # fmt: skip
+    command(what, options)
+
+
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print every setting of a file, with its parents and the defaults filled in."""
@@ -392,6 +510,7 @@ def main() -> NoReturn:
     """The console command."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # the same bytes under every locale; what cannot be one is spelled out
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    keep_freed_memory()
     code = run()
     try:
         if sys.stdout is not None:

@@ -98,6 +98,9 @@ class Config(Settings):
     init_from: FilePath | None = None
     """A run to start from: its vocabularies, and its best weights wherever name and shape agree; the rest starts
     afresh. So a soft attention can become a hard or a sparse one."""
+    init_like: FilePath | None = None
+    """Settings of another model: every matrix of the same name and shape in a part of the same kind begins with the
+    value that it would begin with there, under this seed. So `s2s compare` lets recipes start alike."""
     seed: Annotated[int, Field(ge=0)] = 1
     """Fixes the first weights, the order of the data and every draw."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s2s import config as configuration
 from s2s.checkpoint import check_tensors, load_model, replace_file, require
@@ -127,6 +127,34 @@ def warm_start(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
         for name in taken:
             own[name].copy_(given[name])
     return [name for name in own if name not in taken], [name for name in given if name not in taken]
+
+
+def start_like(model: Seq2Seq, path: Path, config: Config, tokenizers: Tokenizers) -> list[str]:
+    """Give the model the matrices that the settings at ``path`` would begin with under the seed of ``config``.
+
+    Taken are those of the same name and shape that belong to modules of the same class, and their names are given back.
+    Vectors and scalars begin with constants, which may be settings of a recipe; where `uniform_init` differs, all of
+    the start is. Raises ConfigError for settings that cannot be read or built.
+    """
+    other = configuration.load(path, [f"seed={config.seed}"])
+    if other.model.uniform_init != config.model.uniform_init:
+        return []
+    given, taken = _matrices(build_model(other, tokenizers)), []
+    with torch.no_grad():
+        for name, (kind, matrix) in _matrices(model).items():
+            if name in given and given[name][0] is kind and given[name][1].shape == matrix.shape:
+                matrix.copy_(given[name][1])
+                taken.append(name)
+    return taken
+
+
+def _matrices(model: nn.Module) -> dict[str, tuple[type[nn.Module], Tensor]]:
+    """Parameters with rows and columns by name, each shared one once, with the class of the module they are in."""
+    return {
+        name: (type(model.get_submodule(name.rpartition(".")[0])), parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1
+    }
 
 
 class Trained(NamedTuple):

@@ -1,6 +1,6 @@
 """Draws what each recipe of configs/toy attends to on one sentence of the embedded corpus, for docs/attention.md.
 
-    python scripts/draw_attention.py              every recipe whose run scripts/compare_toy.py left in runs/
+    python scripts/draw_attention.py              every recipe that s2s compare configs/compare/toy.yaml has trained
     python scripts/draw_attention.py mocha        some of them
 
 The pictures, docs/pictures/attention-NAME.svg, are those of `s2s translate --attention`.
@@ -12,9 +12,10 @@ import argparse
 import subprocess
 import sys
 
-from comparison import ROOT, s2s
+from shared import ROOT, s2s
 
 CONFIGS, PICTURES = ROOT / "configs" / "toy", ROOT / "docs" / "pictures"
+RUNS = ROOT / "runs" / "compare-toy" / "runs"
 SENTENCE = "I know that you do not see the small dogs.\n"
 BLIND = {"base", "none", "none-context"}
 """What has no attention to draw."""
@@ -22,7 +23,7 @@ BLIND = {"base", "none", "none-context"}
 
 def draw(name: str, seed: int) -> None:
     """One picture. Raises CalledProcessError where the run cannot translate."""
-    run, picture = ROOT / "runs" / f"toy-{name}-{seed}", PICTURES / f"attention-{name}.svg"
+    run, picture = RUNS / f"{name}-{seed}", PICTURES / f"attention-{name}.svg"
     command = s2s("translate", "--model", str(run), "--attention", str(picture), "--overwrite")
     subprocess.run(command, input=SENTENCE.encode(), check=True)
 
@@ -36,10 +37,10 @@ def main() -> None:
     arguments = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name in arguments.names:
-        if (ROOT / "runs" / f"toy-{name}-{arguments.seed}").is_dir():
+        if (RUNS / f"{name}-{arguments.seed}").is_dir():
             draw(name, arguments.seed)
         else:
-            print(f"{name}: no run; python scripts/compare_toy.py {name} --seeds {arguments.seed}", file=sys.stderr)
+            print(f"{name}: no run; s2s compare configs/compare/toy.yaml trains it", file=sys.stderr)
 
 
 if __name__ == "__main__":

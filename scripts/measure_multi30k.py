@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from comparison import s2s
+from shared import s2s
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "multi30k"

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from s2s import config as configuration
+from s2s.commands.comparison_settings import baseline_of, cells_of, read_settings
 from s2s.interfaces import BOS, EOS, PAD
 from s2s.training.objective import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+COMPARISONS = sorted((ROOT / "configs" / "compare").glob("*.yaml"))
+RECIPES = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in COMPARISONS]
 VOCABULARY = 12
 WITHOUT_LINKS = {"guided", "transformer-guided"}
 """Recipes that learn from word links, of which Multi30k has none."""
@@ -69,7 +71,20 @@ def test_a_recipe_takes_a_training_step(path: Path) -> None:
     assert any(not parameter.equal(old) for parameter, old in zip(step.parameters(), before, strict=True))
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_a_comparison_is_one(path: Path, tmp_path: Path) -> None:
+    settings = read_settings(path)
+    cells = cells_of(settings, tmp_path)
+    assert len(cells) == len(settings.recipes) * len(settings.seeds) and baseline_of(settings, cells)
+
+
+@pytest.mark.parametrize("name", ["toy", "dates"])
+def test_the_comparison_of_a_corpus_has_every_recipe(name: str) -> None:
+    recipes = {Path(recipe).stem for recipe in read_settings(ROOT / "configs" / "compare" / f"{name}.yaml").recipes}
+    assert recipes == names(name) - {"base"}
+
+
+@pytest.mark.parametrize("path", RECIPES + COMPARISONS, ids=lambda path: str(path.relative_to(ROOT / "configs")))
 def test_a_recipe_says_what_it_is_for(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("# ")
 

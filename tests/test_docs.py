@@ -29,6 +29,9 @@ PAGES = [
         "docs/translate.md",
         "docs/evaluate.md",
         "docs/score-align.md",
+        "docs/compare.md",
+        "docs/serve.md",
+        "docs/report.md",
     )
     if (path := ROOT / name).is_file()
 ]

@@ -23,7 +23,7 @@ from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import PAD, Attention
 from s2s.progress import say, warn
-from s2s.run import Run, build_model, default_directory, run_of, warm_start
+from s2s.run import Run, build_model, default_directory, run_of, start_like, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -34,6 +34,7 @@ _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
     "training.usr1", "training.skip_nonfinite", "search", "data.test", "data.cache", "data.train", "data.valid",
+    "init_like",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
@@ -74,6 +75,9 @@ def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
             _compare_settings(require(loaded.snapshot.state, "config", dict), config)
         prepared = _data(config, run, loaded)
     model = build_model(config, prepared.tokenizers)
+    if loaded is None and config.init_like is not None:
+        shared = start_like(model, Path(config.init_like), config, prepared.tokenizers)
+        say(f"starting like {config.init_like}: {len(shared)} matrices")
     if loaded is None and config.init_from is not None:
         fresh, left = warm_start(model, Path(config.init_from))
         say(f"starting from {config.init_from}; afresh: {', '.join(fresh) or 'nothing'}; "

@@ -146,6 +146,19 @@ class TrainingState:
     """Updates in a row, up to this one, that were left out because they were not finite."""
 
 
+def limit_met(state: TrainingState, settings: TrainingSettings) -> str | None:
+    """Which of its limits a training has come to; None while it has more to do."""
+    if state.update >= settings.max_updates:
+        return f"{state.update}/{settings.max_updates} updates"
+    if settings.max_epochs is not None and state.epoch >= settings.max_epochs:
+        return f"{state.epoch}/{settings.max_epochs} epochs"
+    if settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes:
+        return f"{settings.max_minutes:g} minutes"
+    if settings.patience is not None and state.fruitless >= settings.patience:
+        return f"no better {settings.stop_on} in {state.fruitless} validations"
+    return None
+
+
 def seed_forward(seed: int, update: int, slot: int) -> None:
     """Make every draw of one forward pass a function of these three numbers."""
     digest = hashlib.blake2b(f"{seed} {update} {slot}".encode(), digest_size=8).digest()
@@ -237,18 +250,7 @@ class Trainer:
 
     def _ended(self) -> str | None:
         """Why training is over; None while it is not."""
-        state, settings = self.state, self.settings
-        if self.signals.stop is not None:
-            return "signal"
-        if state.update >= settings.max_updates:
-            return f"{state.update}/{settings.max_updates} updates"
-        if settings.max_epochs is not None and state.epoch >= settings.max_epochs:
-            return f"{state.epoch}/{settings.max_epochs} epochs"
-        if settings.max_minutes is not None and state.seconds >= 60 * settings.max_minutes:
-            return f"{settings.max_minutes:g} minutes"
-        if settings.patience is not None and state.fruitless >= settings.patience:
-            return f"no better {settings.stop_on} in {state.fruitless} validations"
-        return None
+        return "signal" if self.signals.stop is not None else limit_met(self.state, self.settings)
 
     def _update(self, meter: Meter) -> None:
         """One update: the gradients of its batches, one step of the optimizer, one record."""
@@ -487,7 +489,7 @@ class Trainer:
             for name, tensor in zip(names, self.average.tensors, strict=True):
                 tensor.copy_(snapshot.average[name])
         self.scaler.load_state_dict(require(snapshot.state, "scaler", dict, where))
-        self.state = _state_from(require(snapshot.state, "training", dict, where), where)
+        self.state = state_of(snapshot, where)
         self._saved = self.state.update
 
 
@@ -511,8 +513,9 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for source in (model.named_parameters(), model.named_buffers()) for name, value in source}
 
 
-def _state_from(values: dict[str, Any], where: str) -> TrainingState:
-    """A checked `TrainingState` from JSON."""
+def state_of(snapshot: Snapshot, where: str) -> TrainingState:
+    """Where the training stood that a checkpoint is of. Raises CheckpointError, naming the field that is wrong."""
+    values = require(snapshot.state, "training", dict, where)
     kinds: Sequence[tuple[str, Any]] = [(field.name, field.default) for field in fields(TrainingState)]
     found: dict[str, Any] = {}
     for name, default in kinds:

@@ -1,0 +1,234 @@
+"""`s2s compare`: a grid of trainings, or runs that are there: what is missing is trained, and all of it is measured.
+
+    OUTPUT/
+      comparison.json  comparison.md  comparison.html      what was found
+      rows/NAME-SEED.json                                  a row for each training that came to its end
+      details/NAME-SEED.json                               its translations, and what the page shows of it
+      runs/NAME-SEED/                                      its run
+      logs/NAME-SEED.txt                                   what it said
+      first/NAME.yaml                                      the settings that the others start like
+
+Nothing is kept in memory: what is finished is what has a row, and the same command again goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from s2s.checkpoint import RunLock, replace_file
+from s2s.commands.comparison_results import System, Unfinished, markdown, page, result
+from s2s.commands.comparison_rows import Asked, Files, read_details, read_row
+from s2s.commands.comparison_settings import (
+    Cell,
+    ComparisonSettings,
+    baseline_of,
+    cells_of,
+    contents,
+    fingerprint,
+    measured_on,
+    read_settings,
+    require_same_training,
+)
+from s2s.commands.comparison_work import Ended, Task, visible_devices, work
+from s2s.commands.stop import Stop
+from s2s.data.prepare import PairFiles
+from s2s.errors import S2SError, UsageError
+from s2s.progress import say, warn
+
+_NOT_YET = "not yet run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says, beside what is to be compared."""
+
+    output: Path | None = None
+    baseline: str | None = None
+    source: Path | None = None
+    reference: Path | None = None
+    links: Path | None = None
+    jobs: int = 1
+    train: bool = True
+    device: str = "auto"
+
+
+class Incomplete(S2SError):
+    """Some trainings failed; the code is that of the first."""
+
+    def __init__(self, failed: Sequence[Ended], total: int) -> None:
+        names = ", ".join(one.task.name for one in failed)
+        what = f"{len(failed)} of {total} have no result: {names}"
+        super().__init__("compare", what, "the reasons are above; the same command tries these again")
+        self.code = failed[0].code
+
+
+def compare(what: Sequence[Path], options: Options) -> None:
+    """Compare what one YAML file describes, or several runs. Raises Incomplete where a training failed."""
+    settings, asked = _settings(what, options)
+    default = Path("runs") / (f"compare-{what[0].stem}" if settings.recipes else "comparison")
+    comparison = Comparison(settings, options.output or default, options, asked)
+    comparison.prepare()
+    with RunLock(comparison.output):
+        failed = comparison.work() if options.train else []
+        unfinished = comparison.write(failed)
+    if failed:
+        raise Incomplete(failed, len(comparison.cells))
+    for one in unfinished:
+        if one.why != _NOT_YET:
+            warn(f"{one.name}: {one.why}")
+    if waiting := sum(one.why == _NOT_YET for one in unfinished):
+        warn(f"{waiting} of {len(comparison.cells)} are not yet run")
+
+
+def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSettings, str]:
+    """What is compared, and how it was asked for."""
+    if len(what) == 1 and not what[0].is_dir():
+        given = {"--source": options.source, "--reference": options.reference, "--links": options.links}
+        for name, value in given.items():
+            if value is not None:
+                raise UsageError(name, "goes with runs", f"write test: {{...}} into {what[0]}")
+        settings, asked = read_settings(what[0]), what[0].read_text(encoding="utf-8-sig")
+        return (settings.model_copy(update={"baseline": options.baseline}) if options.baseline else settings), asked
+    for path in what:
+        if not path.is_dir():
+            raise UsageError(path, "is not a directory", "give one YAML file, or the directories of runs")
+    if (options.source is None) != (options.reference is None):
+        raise UsageError("compare", "--source and --reference go together", "give both or neither")
+    test = None
+    if options.source is not None:
+        links = None if options.links is None else str(options.links)
+        test = PairFiles(source=str(options.source), target=str(options.reference), links=links)
+    elif options.links is not None:
+        raise UsageError("--links", "goes with --source and --reference", "give these too")
+    runs = tuple(str(path) for path in what)
+    return ComparisonSettings(runs=runs, baseline=options.baseline, test=test), f"s2s compare {' '.join(runs)}"
+
+
+class Comparison:
+    """The work of one call."""
+
+    def __init__(self, settings: ComparisonSettings, output: Path, options: Options, asked: str) -> None:
+        self.settings, self.output, self.options, self.asked = settings, output, options, asked
+        self.cells = cells_of(settings, output)
+        self.baseline = baseline_of(settings, self.cells)
+        self.test = measured_on(settings, self.cells)
+        self.rows = Path(settings.rows) if settings.rows is not None else output / "rows"
+        self.table = Path(settings.table) if settings.table is not None else output / "comparison.md"
+
+    def prepare(self) -> None:
+        """Make the output folder, and put there what trainings read."""
+        if self.output.exists() and not self.output.is_dir():
+            raise UsageError(self.output, "is a file", "give another --output")
+        self.output.mkdir(parents=True, exist_ok=True)
+        for first in {cell.first.path: cell.first for cell in self.cells if cell.first is not None}.values():
+            first.write()
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    def work(self) -> list[Ended]:
+        """Train and measure what has no row yet; gives those that failed."""
+        tasks, failed = [], []
+        for cell in self.cells:
+            if self.why_unfinished(cell) is None:
+                continue
+            try:
+                require_same_training(cell)
+                tasks.append(self.task(cell))
+            except S2SError as error:
+                failed.append(Ended(self.task(cell), error.code, str(error)))
+        for ended in failed:
+            say(f"{ended.task.name}: failed: {ended.why}")
+        done = 0
+
+        def on_end(ended: Ended) -> None:
+            nonlocal done
+            done += 1
+            if ended.code:
+                failed.append(ended)
+                say(f"{ended.task.name}: failed: {ended.why}")
+            else:
+                say(f"{ended.task.name}: {_told(ended.task)} ({done} of {len(tasks)})")
+
+        if tasks:
+            say(
+                f"{len(tasks)} of {len(self.cells)} to do, {self.options.jobs} at a time; logs in {tasks[0].log.parent}"
+            )
+        devices = visible_devices(torch.cuda.device_count())
+        with Stop(lambda: f"after {done} of {len(tasks)}; the same command goes on"):
+            work(tasks, self.options.jobs, devices, on_end)
+        return failed
+
+    def task(self, cell: Cell) -> Task:
+        """What a process is told to do for a cell."""
+        facts = {"name": cell.system, "seed": cell.seed, "made_from": self.made_from(cell)}
+        threads = self.settings.threads or max(1, torch.get_num_threads() // self.options.jobs)
+        log = self.output / "logs" / f"{cell.name}.txt"
+        asked, files, device = self.asked_of_all(), self.files(cell), self.options.device
+        return Task(cell.name, facts, cell.recipe, cell.overrides, cell.run, asked, files, log, threads, device)
+
+    def asked_of_all(self) -> Asked:
+        """What every model is asked."""
+        test, settings = self.test, self.settings
+        links = None if test.links is None else Path(test.links)
+        return Asked(
+            Path(test.source), Path(test.target), links, settings.metrics, settings.length_bands, settings.shown
+        )
+
+    def files(self, cell: Cell) -> Files:
+        """Where the row and the details of a cell are."""
+        return Files(self.rows / f"{cell.name}.json", self.output / "details" / f"{cell.name}.json")
+
+    def made_from(self, cell: Cell) -> str:
+        """See `fingerprint`."""
+        return fingerprint(cell, self.settings, contents(self.test))
+
+    def why_unfinished(self, cell: Cell) -> str | None:
+        """Why a cell has no row that could enter a table; None where it has one.
+
+        A row that does not say what it was made from was made before rows said so, and counts.
+        """
+        row = read_row(self.files(cell).row, cell.system, cell.seed)
+        if row is None:
+            return "not finished" if cell.run.is_dir() else _NOT_YET
+        stale = "made_from" in row and row["made_from"] != self.made_from(cell)
+        return "has a row of other settings or texts" if stale else None
+
+    # --- what was found -----------------------------------------------------------------------------------------------
+
+    def write(self, failed: Sequence[Ended]) -> list[Unfinished]:
+        """Write result, table and page from the rows that are there; gives what has none."""
+        systems = {cell.system: System(cell.system) for cell in self.cells}
+        unfinished, reasons = [], {one.task.name: one.why for one in failed}
+        for cell in self.cells:
+            why, files = reasons.get(cell.name) or self.why_unfinished(cell), self.files(cell)
+            row = None if why is not None else read_row(files.row, cell.system, cell.seed)
+            if row is None:
+                unfinished.append(Unfinished(cell.name, str(why)))
+                continue
+            systems[cell.system].rows[cell.seed] = row
+            if (details := read_details(files.details, row)) is not None:
+                systems[cell.system].details[cell.seed] = details
+        found = result(self.settings, list(systems.values()), self.baseline, Path(self.test.target), unfinished)
+        text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
+        _write(self.output / "comparison.json", f"{text}\n")
+        _write(self.table, markdown(self.settings, found))
+        _write(self.output / "comparison.html", page(self.settings, list(systems.values()), found, self.asked))
+        say(f"wrote {self.output / 'comparison.html'}, {self.output / 'comparison.json'} and {self.table}")
+        return unfinished
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, text.encode())
+
+
+def _told(task: Task) -> str:
+    """A row in a few words."""
+    row = read_row(task.files.row, str(task.facts["name"]), int(str(task.facts["seed"])))
+    assert row is not None
+    return "  ".join(f"{score['name']} {score['value']:.2f}" for score in row["scores"])

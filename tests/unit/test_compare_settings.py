@@ -1,0 +1,169 @@
+"""The grid of a comparison: which trainings it means, what they start like, and what makes a row another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s2s import config as configuration
+from s2s.commands.comparison_settings import (
+    ComparisonSettings,
+    _digest,
+    baseline_of,
+    cells_of,
+    contents,
+    fingerprint,
+    measured_on,
+    read_settings,
+)
+from s2s.data.prepare import PairFiles
+from s2s.errors import ConfigError
+
+RECIPE = """\
+data:
+  train: {source: train.en, target: train.de}
+  test: {source: test.en, target: test.de}
+model:
+  embedding: 4
+  encoder: {kind: rnn, size: 8}
+  decoder: {kind: rnn, size: 8, attention: {kind: global, score: general}}
+training: {stop_on: nll}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two recipes, `a` and `b`, and their texts."""
+    _digest.cache_clear()
+    for name in ("train", "test"):
+        for side in ("en", "de"):
+            (tmp_path / f"{name}.{side}").write_text(f"{name} {side}\n")
+    (tmp_path / "a.yaml").write_text(RECIPE)
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\nmodel: {decoder: {attention: {kind: none}}}\n")
+    return tmp_path
+
+
+def grid(folder: Path, **settings: object) -> ComparisonSettings:
+    """The settings in grid.yaml, read from there."""
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump({"recipes": ["a.yaml", "b.yaml"]} | settings, sort_keys=False))
+    return read_settings(path)
+
+
+AXES = {"size": {"small": ["model.encoder.size=2"], "large": ["model.encoder.size=16"]}, "drop": {"wet": [], "dry": [
+    "model.dropout=0"]}}  # fmt: skip
+
+
+def test_every_recipe_meets_every_choice_and_every_seed(folder: Path) -> None:
+    settings = grid(folder, axes=AXES, seeds=[5, 3], overrides=["model.dropout=0.5", "model.embedding=6"])
+    cells = cells_of(settings, folder / "out")
+    names = [f"{recipe} {size} {drop}" for recipe in "ab" for size in ("small", "large") for drop in ("wet", "dry")]
+    assert [(cell.seed, cell.system) for cell in cells] == [(seed, name) for seed in (5, 3) for name in names]
+    last = cells[-1]
+    assert last.run == folder / "out" / "runs" / "b-large-dry-3" and last.name == "b-large-dry-3"
+    assert (last.config.seed, last.config.model.encoder.size, last.config.model.embedding) == (3, 16, 6)
+    assert last.config.model.dropout == 0.0  # a choice comes after what all have
+    assert cells[-2].config.model.dropout == 0.5
+
+
+def test_systems_start_like_the_baseline_of_their_size(folder: Path) -> None:
+    settings = grid(folder, axes=AXES, seeds=[1], baseline="b large wet")
+    for cell in cells_of(settings, folder / "out"):
+        if cell.system.startswith("b "):
+            assert cell.first is None and cell.config.init_like is None
+            continue
+        assert cell.first is not None and cell.config.init_like == str(cell.first.path)
+        cell.first.write()
+        like = configuration.load(cell.first.path)
+        assert like.model.encoder.size == cell.config.model.encoder.size
+        assert like.model.decoder.attention.kind == "none"
+    assert all(cell.first is None for cell in cells_of(grid(folder, alike=False), folder / "out"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"recipes": []}, "nothing to compare"),
+        ({"recipes": ["a.yaml", "other/a.yaml"]}, "two files are called a"),
+        ({"seeds": [1, 1]}, "seeds: something is named twice"),
+        ({"seeds": []}, "seeds"),
+        ({"axes": {"size": {}}}, "axes.size: has no choices"),
+        ({"axes": {"size": {"../up": []}}}, "axes.size"),
+        ({"length_bands": [10, 5]}, "must rise"),
+        ({"metrics": ["chrf"]}, "columns: bleu is not among the metrics"),
+        ({"columns": ["blue"]}, "columns"),
+        ({"recipe": ["a.yaml"]}, "recipe is not a setting; did you mean recipes?"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(folder: Path, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        grid(folder, **settings)
+    assert "grid.yaml:" in str(caught.value) and message in str(caught.value)
+
+
+def test_a_wrong_override_names_the_system(folder: Path) -> None:
+    settings = grid(folder, axes={"size": {"odd": ["model.encoder.sise=3"]}})
+    with pytest.raises(ConfigError, match=r"a odd: command line: model\.encoder\.sise is not a setting; did you mean"):
+        cells_of(settings, folder / "out")
+
+
+def test_the_baseline_is_one_of_the_systems(folder: Path) -> None:
+    settings = grid(folder)
+    cells = cells_of(settings, folder / "out")
+    assert baseline_of(settings, cells) == "a"
+    with pytest.raises(ConfigError, match="there is no system bb; did you mean b\\?; they are a, b"):
+        baseline_of(settings.model_copy(update={"baseline": "bb"}), cells)
+
+
+def test_the_test_set_is_one(folder: Path) -> None:
+    settings = grid(folder)
+    cells = cells_of(settings, folder / "out")
+    assert measured_on(settings, cells).target == str(folder / "test.de")
+    (folder / "b.yaml").write_text("extends: a.yaml\ndata: {test: {source: test.en, target: train.de}}\n")
+    other = cells_of(settings, folder / "out")
+    with pytest.raises(ConfigError, match="different test sets"):
+        measured_on(settings, other)
+    own = grid(folder, test={"source": "train.en", "target": "train.de"})
+    assert measured_on(own, other).source == str(folder / "train.en")
+
+
+def test_what_a_row_is_made_from(folder: Path) -> None:
+    """Every change that could change a number changes it; names of files and settings at their default do not."""
+
+    def made(**changes: object) -> str:
+        _digest.cache_clear()
+        settings = grid(folder, **changes)
+        cells = cells_of(settings, folder / "out")
+        return fingerprint(cells[1], settings, contents(measured_on(settings, cells)))
+
+    first = made()
+    assert made() == first
+    assert made(overrides=["model.dropout=0.1"]) == first  # the default
+    assert made(title="Another", columns=["bleu"], samples=500) == first
+    seen = {
+        first,
+        made(overrides=["model.dropout=0.2"]),
+        made(overrides=["search.beam=1"]),
+        made(seeds=[2]),
+        made(metrics=["bleu", "chrf"]),
+        made(length_bands=[5]),
+        made(shown=[1]),
+        made(alike=False),
+        made(baseline="b"),
+    }
+    assert len(seen) == 8  # as the baseline, b starts like itself: as without alike
+    (folder / "train.de").write_text("another\n")
+    assert made() not in seen
+    (folder / "train.de").write_text("train de\n")
+    (folder / "test.de").write_text("another\n")
+    assert made() not in seen
+    (folder / "test.de").write_text("test de\n")
+    assert made() == first
+
+
+def test_a_file_that_is_missing_is_named(folder: Path) -> None:
+    missing = PairFiles(source=str(folder / "none.en"), target=str(folder / "none.de"))
+    with pytest.raises(ConfigError, match=r"none\.en: cannot be read: No such file"):
+        contents(missing)
