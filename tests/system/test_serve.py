@@ -6,13 +6,11 @@ import base64
 import hashlib
 import http.client
 import json
-import os
 import random
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,67 +20,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from harness import Cli, Outcome, assert_error, finish, start
+from harness import Cli, assert_error
+from served import Server
 
 LIMIT = 1 << 20
 HOSTILE = "a <script>alert(1)</script> \"'&"
 """The name of a model's directory; nothing of it may become an element or an attribute."""
-
-
-class Server:
-    """A running `s2s serve`."""
-
-    def __init__(self, *arguments: str | Path) -> None:
-        command = ["serve", *map(os.fspath, arguments), "--port", "0"]
-        self.process: subprocess.Popen[bytes] = start(command)
-        assert self.process.stderr is not None
-        self.said = self.process.stderr.readline().decode()
-        found = re.search(r" at http://127\.0\.0\.1:(\d+)/ ", self.said)
-        assert found, self.said + self.process.communicate()[1].decode()
-        self.port = int(found[1])
-
-    def send(
-        self, method: str, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str
-    ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        """One request on a connection of its own; names of headers are written with _ for -."""
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-        try:
-            named = {name.replace("_", "-"): value for name, value in headers.items()}
-            if method == "POST":
-                named.setdefault("Content-Type", "application/json")
-            client.request(method, path, body, named)
-            response = client.getresponse()
-            return response.status, response.read(), response.headers
-        finally:
-            client.close()
-
-    def ask(self, sentences: list[str], **more: Any) -> list[dict[str, Any]]:
-        """The translations of sentences."""
-        status, body, _ = self.send("POST", "/api/translate", json.dumps({"sentences": sentences, **more}).encode())
-        assert status == 200, body
-        translations: list[dict[str, Any]] = json.loads(body)["translations"]
-        return translations
-
-    def raw(self, data: bytes) -> bytes:
-        """What comes back for these bytes until the server closes, or until an answer is whole."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=60) as client:
-            client.sendall(data)
-            found = b""
-            while not found.endswith(b"}") and (part := client.recv(1 << 16)):
-                found += part
-            return found
-
-    def peak(self) -> int:
-        """The most memory that it has had, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.M)
-        assert found
-        return int(found[1]) // 1024
-
-    def end(self, number: signal.Signals) -> Outcome:
-        """Its end by a signal; all that it said after the first line."""
-        self.process.send_signal(number)
-        return finish(self.process)
 
 
 @pytest.fixture(scope="module")
