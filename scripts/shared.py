@@ -10,4 +10,4 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def s2s(*arguments: str) -> list[str]:
     """A command of s2s, to be run as a process."""
-    return [sys.executable, "-c", "from s2s.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "s2s", *arguments]

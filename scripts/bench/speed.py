@@ -77,7 +77,7 @@ def alone(command: list[str], threads: int) -> tuple[str, str, float]:
 
 def s2s(*arguments: str) -> list[str]:
     """The command line of s2s in this environment."""
-    return [sys.executable, "-c", "from s2s.cli import main; main()", *arguments]
+    return [sys.executable, "-m", "s2s", *arguments]
 
 
 def last_json(text: str) -> Row:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from s2s import cli
 
 UPDATES = 40
-COMMAND = (sys.executable, "-c", "from s2s.cli import main; main()")
+COMMAND = (sys.executable, "-m", "s2s")
 
 _NOUNS = {"dog": "Hund", "man": "Mann", "king": "König", "tree": "Baum", "book": "Brief", "bird": "Vogel"}
 _VERBS = {"sees": "sieht", "finds": "findet", "buys": "kauft", "loves": "liebt"}
