@@ -1,43 +1,42 @@
-"""Compares search with Hugging Face transformers, option by option, on the same scripted probabilities.
+"""Compares search with other toolkits, option by option, on the same scripted probabilities.
 
     python -m venv peer && peer/bin/pip install . transformers
     peer/bin/python scripts/compare_search.py
 
-s2s does not need transformers; use an environment of its own. Both search random tables of probabilities: the next
-word's depends on all words before it, and after seven words EOS is certain, so that the forced end plays no part but in
-the last case. Of every option the script says in how many sentences the best translation and the whole list of them are
-the same, and how far the scores of equal translations lie apart. Differences are explained in docs/search.md.
+    python -m venv opennmt && opennmt/bin/pip install OpenNMT-py
+    python scripts/compare_search.py --opennmt opennmt/bin/python
+
+The first compares with Hugging Face transformers, the second with OpenNMT-py. s2s needs neither; use environments of
+their own. All search random tables of probabilities: the next word's depends on all words before it, and after seven
+words EOS is certain, so that the forced end plays no part but in the cases that are about it. Of every option the
+script says in how many sentences the best translation and the whole list of them are the same, and how far the scores
+of equal translations lie apart. Differences are explained in docs/search.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import itertools
 import json
 import math
-import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import search_opennmt
 import torch
+from search_tables import BEAM, IMPOSSIBLE, SENTENCES, VOCABULARY, WORDS, Found, Tables, World, agreement, table
 from torch import Tensor
 
-from s2s.interfaces import BOS, EOS, NOTHING, PAD
+from s2s.errors import UsageError
+from s2s.interfaces import BOS, EOS, PAD
 from s2s.search.beam import SearchSettings, Wishes, beam_search
 from s2s.search.sampling import SamplingSettings, drawn
-from s2s.tree import Tree, repeat
 
 RESULT = Path(__file__).resolve().parent.parent / "docs" / "results" / "search-peer.json"
-SENTENCES, VOCABULARY, WORDS, BEAM = 100, 10, 7, 4
-IMPOSSIBLE = -1e9
-"""A logarithm that both take for none; the peer cannot reckon with infinity."""
-
-Found = list[tuple[list[int], float]]
-"""Words and score of each hypothesis, best first."""
 
 
 class Case(NamedTuple):
@@ -93,47 +92,13 @@ CUTS: list[dict[str, Any]] = [
 ]
 
 
-@cache
-def table(sentence: int, ends: bool, said: tuple[int, ...]) -> list[float]:
-    """Log-probabilities of the word after ``said``: random, PAD and BOS impossible, EOS likelier as it grows."""
-    draw = random.Random(f"{sentence} {said}")
-    scores = [draw.gauss(0, 1.5) for _ in range(VOCABULARY)]
-    if ends:
-        scores[EOS] += 0.3 * len(said)
-    if ends and len(said) == WORDS:
-        return [0.0 if word == EOS else IMPOSSIBLE for word in range(VOCABULARY)]
-    possible = [word for word in range(VOCABULARY) if word not in (PAD, BOS)]
-    total = math.log(math.fsum(math.exp(scores[word]) for word in possible))
-    return [scores[word] - total if word in possible else IMPOSSIBLE for word in range(VOCABULARY)]
-
-
-class Tables:
-    """The tables as a model that s2s searches; the source is the number of the sentence."""
-
-    def __init__(self, ends: bool) -> None:
-        self.ends = ends
-
-    def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
-    ) -> tuple[Tree, Tree]:
-        """See `s2s.interfaces.Searchable`."""
-        return repeat((source, source.new_zeros(len(source), 0)), places)
-
-    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
-        """See `s2s.interfaces.Searchable`."""
-        said = torch.cat((state, token.unsqueeze(1)), 1)
-        rows = zip(memory[:, 0].tolist(), said.tolist(), strict=True)
-        scores = [table(sentence, self.ends, tuple(read[1:])) for sentence, read in rows]
-        return torch.tensor(scores, dtype=torch.float64), None, said
-
-
 def ours(case: Case) -> list[Found]:
     """What s2s finds."""
     keys = {"beam": BEAM, "max_length_ratio": 0.0, "max_length_extra": WORDS + 1} | case.settings
     settings = SearchSettings(**keys)
     source, lengths = torch.arange(SENTENCES).unsqueeze(1), torch.ones(SENTENCES, dtype=torch.long)
     wishes = [Wishes(number, **case.wishes) for number in range(SENTENCES)]
-    found = beam_search(Tables(case.ends), source, lengths, settings, n_best=settings.beam, wishes=wishes)
+    found = beam_search(Tables(World(case.ends)), source, lengths, settings, n_best=settings.beam, wishes=wishes)
     return [[(one.ids, one.score) for one in hypotheses] for hypotheses in found]
 
 
@@ -178,21 +143,8 @@ def theirs(case: Case, model: Any) -> Iterator[Found]:
 
 def compare(case: Case, model: Any) -> dict[str, Any]:
     """In how many sentences the two agree."""
-    both = list(zip(ours(case), theirs(case, model), strict=True))
-    differences = [
-        abs(score - other[tuple(words)])
-        for one, many in both
-        for other in [{tuple(words): score for words, score in many}]
-        for words, score in one
-        if not math.isnan(other.get(tuple(words), math.nan))
-    ]
-    return {
-        "option": case.name,
-        "sentences": SENTENCES,
-        "same_best": sum(one[0][0] == other[0][0] for one, other in both),
-        "same_list": sum([words for words, _ in one] == [words for words, _ in other] for one, other in both),
-        "largest_difference_of_score": max(differences) if differences else None,
-    }
+    found = agreement(ours(case), list(theirs(case, model)))
+    return {"option": case.name, "sentences": SENTENCES} | found
 
 
 def sampling_distance(transformers: Any, cut: dict[str, Any]) -> float:
@@ -213,15 +165,14 @@ def sampling_distance(transformers: Any, cut: dict[str, Any]) -> float:
     return worst
 
 
-def main() -> int:
-    """Run every case, print and write what came out."""
+def with_transformers() -> dict[str, Any]:
+    """The part of the result file about transformers. Raises UsageError where it is not installed."""
     try:
         transformers = importlib.import_module("transformers")
-    except ImportError:
-        print(
-            f"{Path(__file__).name} needs transformers; pip install it into an environment of its own", file=sys.stderr
-        )
-        return 2
+    except ImportError as error:
+        raise UsageError(
+            Path(__file__).name, "transformers is not installed", "pip install it into an environment of its own"
+        ) from error
     transformers.logging.set_verbosity_error()
     model = peer_model(transformers)
     rows = []
@@ -233,7 +184,20 @@ def main() -> int:
     ]
     print(*map(json.dumps, cuts), sep="\n")
     versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-    page = {"versions": versions, "beam": BEAM, "search": rows, "sampling": cuts}
+    return {"versions": versions, "beam": BEAM, "search": rows, "sampling": cuts}
+
+
+def main() -> int:
+    """Run every case of one peer, print what came out and write it beside what is known of the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opennmt", metavar="PYTHON", help="a Python that has OpenNMT-py: compare with that instead")
+    python = parser.parse_args().opennmt
+    page = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
+    try:
+        page |= with_transformers() if python is None else {"opennmt": search_opennmt.compare(python)}
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
     RESULT.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -19,7 +19,7 @@ from s2s.models.seq2seq import ModelSettings
 from s2s.training.objective import TrainingStep
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-RECIPES = sorted(CONFIGS.glob("*/*.yaml"))
+RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "compare")
 VOCABULARY, SIZE = 9, 32
 UPDATES, LOOK_EVERY = 200, 25
 TINY = pairs((4, 5, 3, 2), seed=8)
