@@ -197,7 +197,7 @@ def main() -> int:
         page |= with_transformers() if python is None else {"opennmt": search_opennmt.compare(python)}
     except UsageError as error:
         print(error, file=sys.stderr)
-        return error.exit_code
+        return error.code
     RESULT.write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -18,6 +18,7 @@ from s2s.search.rules import COVERAGE_FLOOR
 
 DIFFERENCES = {
     "places": "a finished hypothesis has taken one of the K places: only the best K continuations are looked at",
+    "revival": "a finished hypothesis goes on at log-probability -65504, and comes back where others are worth less",
     "stop": "the search ends when the best continuation of a step is EOS and n_best have finished",
     "length": "BOS counts as a token of the length that scores are divided by",
     "limit": "a prefix is cut off at the length limit; EOS need not follow",
@@ -27,6 +28,7 @@ DIFFERENCES = {
     "company": "words that are blocked stay in the places of sentences that have left the batch",
 }
 """What OpenNMT-py does otherwise than s2s."""
+REVIVED = -65504.0
 
 
 class Searched(Protocol):
@@ -122,7 +124,8 @@ class PlainSearch:
         """The places of the next step, of which the dead are there for their room."""
         size = self.settings.beam
         live = ranked[:size] if "places" in self.differs else [place for place in ranked if not place.ended][:size]
-        live = [place._replace(total=-math.inf) if place.ended else place for place in live]
+        dead = REVIVED if "revival" in self.differs else -math.inf
+        live = [place._replace(total=dead) if place.ended else place for place in live]
         return live + [Place((), -math.inf)] * (size - len(live))
 
     def over(self, sentence: int, ranked: list[Place], live: list[Place], found: Found) -> bool:

@@ -41,8 +41,8 @@ class Case(NamedTuple):
     @property
     def settings(self) -> SearchSettings:
         """For s2s."""
-        fixed = {"max_length_ratio": 0.0, "max_length_extra": self.limit}
-        return SearchSettings(**({"beam": BEAM, "length_penalty": "none"} | fixed | self.changed))
+        keys: dict[str, Any] = {"beam": BEAM, "length_penalty": "none"}
+        return SearchSettings(**(keys | {"max_length_ratio": 0.0, "max_length_extra": self.limit} | self.changed))
 
     @property
     def batches(self) -> list[list[int]]:
@@ -98,7 +98,10 @@ def peer_options(case: Case) -> dict[str, Any]:
             "min_length": settings.min_length,
             "max_length": case.limit,
             "block_ngram_repeat": settings.no_repeat_ngram,
-            **{"pad": PAD, "bos": BOS, "eos": EOS, "unk": UNK},
+            "pad": PAD,
+            "bos": BOS,
+            "eos": EOS,
+            "unk": UNK,
         },
     }
 
@@ -115,28 +118,43 @@ class Peer:
             raise UsageError("--opennmt", f"cannot start {self.name}: {error.strerror}", "name a Python") from error
 
     def __enter__(self) -> Self:
-        self.versions = self.told()["versions"]
+        try:
+            self.versions = self.told()["versions"]
+        except BaseException:
+            self.end(at_once=True)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is not None:
+        self.end(at_once=kind is not None)
+
+    def end(self, at_once: bool) -> None:
+        """Wait until it has ended, which it does when it is told no more."""
+        if at_once:
             self.process.kill()
         self.process.communicate()
 
     def say(self, what: dict[str, Any]) -> None:
-        """One line to it."""
+        """One line to it. Raises UsageError where it has ended."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(what) + "\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write(json.dumps(what) + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self.gone() from error
 
     def told(self) -> dict[str, Any]:
         """One line from it. Raises UsageError where it has ended."""
         assert self.process.stdout is not None
         if not (line := self.process.stdout.readline()):
-            what = f"{self.name} ended with {self.process.wait()}"
-            raise UsageError("--opennmt", what, "see its message above; OpenNMT-py has to be installed there")
+            raise self.gone()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def gone(self) -> UsageError:
+        """It has ended before its work was done."""
+        what = f"{self.name} ended with {self.process.wait()}"
+        return UsageError("--opennmt", what, "see its message above; OpenNMT-py has to be installed there")
 
     def __call__(self, case: Case) -> list[Found]:
         """What it finds in every sentence."""
@@ -190,4 +208,5 @@ def compare(python: str) -> dict[str, Any]:
             found = agreement(ours(case), theirs)
             rows.append({"option": case.name, "sentences": SENTENCES} | found | {"explained": explained(case, theirs)})
             print(json.dumps(rows[-1]), flush=True)
-    return {"versions": peer.versions | {"torch here": torch.__version__}, "search": rows}
+    versions = peer.versions | {"torch here": torch.__version__}
+    return {"versions": versions, "differences": DIFFERENCES, "search": rows}
