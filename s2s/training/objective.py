@@ -71,10 +71,10 @@ class _SmoothedLoss(torch.autograd.Function):
             for top in range(0, part.size(0), rows):
                 gold = target[first + top : first + min(top + rows, block)].unsqueeze(1)
                 scores, chances = buffers[0, : gold.size(0)], buffers[1, : gold.size(0)]
-                torch.add(narrow[top : top + rows], bias, out=scores)
+                scores.copy_(narrow[top : top + rows]).add_(bias)  # one mixed addition would take several times as long
                 torch.softmax(scores, 1, out=chances)
-                highest, at = scores.max(1, keepdim=True)
-                total = highest - chances.gather(1, at).log()  # log-sum-exp: the highest chance never underflows
+                # Log-sum-exp: the highest chance never underflows, and is that of the highest score.
+                total = scores.amax(1, keepdim=True) - chances.amax(1, keepdim=True).log()
                 of_gold = (total - scores.gather(1, gold)).sum()
                 nll += of_gold
                 loss += (1 - smoothing) * of_gold
