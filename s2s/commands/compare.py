@@ -117,8 +117,10 @@ class Comparison:
         self.cells = cells_of(settings, output)
         self.baseline = baseline_of(settings, self.cells)
         self.test = measured_on(settings, self.cells)
-        self.rows = Path(settings.rows) if settings.rows is not None else output / "rows"
-        self.table = Path(settings.table) if settings.table is not None else output / "comparison.md"
+        self.rows = Path(settings.rows or output / "rows")
+        self.table = Path(settings.table or output / "comparison.md")
+        self.page = Path(settings.page or output / "comparison.html")
+        self.result = Path(settings.result or output / "comparison.json")
 
     def prepare(self) -> None:
         """Make the output folder, and put there what trainings read."""
@@ -215,10 +217,10 @@ class Comparison:
                 systems[cell.system].details[cell.seed] = details
         found = result(self.settings, list(systems.values()), self.baseline, Path(self.test.target), unfinished)
         text = json.dumps(found, indent=1, allow_nan=False, ensure_ascii=False)
-        _write(self.output / "comparison.json", f"{text}\n")
+        _write(self.result, f"{text}\n")
         _write(self.table, markdown(self.settings, found))
-        _write(self.output / "comparison.html", page(self.settings, list(systems.values()), found, self.asked))
-        say(f"wrote {self.output / 'comparison.html'}, {self.output / 'comparison.json'} and {self.table}")
+        _write(self.page, page(self.settings, list(systems.values()), found, self.asked))
+        say(f"wrote {self.page}, {self.result} and {self.table}")
         return unfinished
 
 

@@ -81,6 +81,10 @@ class ComparisonSettings(Settings):
     """The folder of the result files, one for each training; null: rows, in the output folder."""
     table: FilePath | None = None
     """The Markdown file with the table; null: comparison.md, in the output folder."""
+    page: FilePath | None = None
+    """The page; null: comparison.html, in the output folder."""
+    result: FilePath | None = None
+    """The result file; null: comparison.json, in the output folder."""
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

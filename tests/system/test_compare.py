@@ -118,6 +118,21 @@ def test_table_result_and_page_are_of_all_trainings(compared: Path) -> None:
     assert "not yet run" not in page
 
 
+def test_results_that_are_committed_have_places_of_their_own(copy: Path, grids: Path, cli: Cli) -> None:
+    """Keys of the file say where rows, table, page and result go; paths are relative to the file."""
+    shutil.copytree(copy / "rows", grids / "kept")
+    places = "rows: kept\ntable: kept.md\npage: docs/kept.html\nresult: docs/kept.json\n"
+    (grids / "kept.yaml").write_text(f"extends: grid.yaml\n{places}")
+    for name in ("md", "html", "json"):
+        (copy / f"comparison.{name}").unlink()
+    found = cli("compare", grids / "kept.yaml", "-o", copy, "--no-train")
+    assert found.code == 0 and str(grids / "docs" / "kept.html") in found.err
+    assert not list(copy.glob("comparison.*"))
+    assert len(json.loads((grids / "docs" / "kept.json").read_text())["systems"]) == 2
+    assert "| `rnn` | 2 |" in (grids / "kept.md").read_text()
+    assert (grids / "docs" / "kept.html").read_text().startswith("<!doctype html>")
+
+
 def test_data_order_and_shared_matrices_are_equal(compared: Path) -> None:
     """The same sentences in the same updates, and 6 updates from the same start."""
     tokens = [
