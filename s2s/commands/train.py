@@ -187,11 +187,11 @@ class EpochData:
     def __init__(self, config: Config, prepared: Prepared) -> None:
         self.config, self.prepared, self.corpus = config, prepared, prepared.train
 
-    def plan(self, epoch: int) -> list[list[Indices]]:
+    def plan(self, epoch: int, taken: int) -> list[list[Indices]]:
         """See `TrainingData.plan`."""
         corpus, settings = self.corpus, self.config.batches
         plan = plan_epoch(corpus.source_lengths, corpus.target_lengths, settings, self.config.seed, epoch)
-        return group_updates(plan, settings)
+        return group_updates(plan[taken:], settings)
 
     def batch(self, indices: Indices, epoch: int) -> Batch:
         """See `TrainingData.batch`."""

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -98,8 +99,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 class TrainingData(Protocol):
     """Batches of a corpus, as functions of the epoch."""
 
-    def plan(self, epoch: int) -> list[list[Indices]]:
-        """The updates of an epoch, each a list of batches, each an array of pair numbers."""
+    def plan(self, epoch: int, taken: int) -> list[list[Indices]]:
+        """The updates of an epoch after the first ``taken`` batches of it, each a list of batches of pair numbers."""
         ...
 
     def batch(self, indices: Indices, epoch: int) -> Batch:
@@ -129,7 +130,7 @@ class TrainingState:
     update: int = 0
     epoch: int = 0
     position: int = 0
-    """Updates taken in this epoch."""
+    """Batches taken in this epoch; so the number that makes an update may change in the middle of one."""
     target_tokens: int = 0
     seconds: float = 0.0
     best: float | None = None
@@ -225,7 +226,7 @@ class Trainer:
         self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
         self.validate, self.facts, self.state = validate, facts, TrainingState()
         self.signals = signals
-        self._plan: tuple[int, list[list[Indices]]] | None = None
+        self._left: deque[list[Indices]] = deque()  # the updates of this epoch that are still to come
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
 
@@ -255,7 +256,7 @@ class Trainer:
     def _update(self, meter: Meter) -> None:
         """One update: the gradients of its batches, one step of the optimizer, one record."""
         began, state = time.monotonic(), self.state
-        group = self._updates()[state.position]
+        group = self._next_group()
         update = state.update + 1
         rate = self.rule.lr * self.rule.schedule.factor(update, self.settings.max_updates, state.reductions)
         for parameters in self.optimizer.param_groups:
@@ -276,9 +277,9 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
 
         epoch = state.epoch + 1  # as people count them
-        state.update, state.position = update, state.position + 1
+        state.update, state.position = update, state.position + len(group)
         state.target_tokens += tokens
-        if state.position == len(self._updates()):
+        if not self._left:
             state.epoch, state.position = state.epoch + 1, 0
         seconds = time.monotonic() - began
         state.seconds += seconds
@@ -359,11 +360,11 @@ class Trainer:
                 totals[name] = (before[0] + float(total), before[1] + float(count))
         self.step.model.decoder.after_update(totals)  # type: ignore[union-attr, operator]
 
-    def _updates(self) -> list[list[Indices]]:
-        """The plan of this epoch, made once."""
-        if self._plan is None or self._plan[0] != self.state.epoch:
-            self._plan = (self.state.epoch, self.data.plan(self.state.epoch))
-        return self._plan[1]
+    def _next_group(self) -> list[Indices]:
+        """The batches of the next update; an epoch is planned once, or once more where a checkpoint left it."""
+        if not self._left:
+            self._left.extend(self.data.plan(self.state.epoch, self.state.position))
+        return self._left.popleft()
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -490,6 +491,7 @@ class Trainer:
                 tensor.copy_(snapshot.average[name])
         self.scaler.load_state_dict(require(snapshot.state, "scaler", dict, where))
         self.state = state_of(snapshot, where)
+        self._left.clear()
         self._saved = self.state.update
 
 
