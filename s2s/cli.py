@@ -472,6 +472,8 @@ def _die_with_a_closed_pipe() -> None:
 
 
 def _fail(error: S2SError) -> int:
+    if error.told:
+        return error.code
     for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
         say(f"s2s: error: {problem}")
     return error.code

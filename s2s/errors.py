@@ -20,6 +20,8 @@ class S2SError(Exception):
     """
 
     code = 1
+    told = False
+    """Whether another process of the same work has said it, or something that this follows from."""
 
     def __init__(self, where: object, what: object, todo: object = "") -> None:
         self.where, self.what, self.todo = printable(where), printable(what), printable(todo)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TextIO, cast
 
@@ -42,9 +43,23 @@ class _Unfailing:
         return False
 
 
+_silences = 0
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Whatever this process would show in this context is dropped: another one says it."""
+    global _silences
+    _silences += 1
+    try:
+        yield
+    finally:
+        _silences -= 1
+
+
 def say(text: str) -> None:
     """One line on standard error, control characters made visible."""
-    if sys.stderr is None:
+    if sys.stderr is None or _silences:
         return
     stream = _Unfailing(sys.stderr)
     stream.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
@@ -70,7 +85,7 @@ class Meter:
     """
 
     def __init__(self, title: str, total: int | None, *, every: float = 10.0, quiet: bool = False) -> None:
-        self.title, self.total, self.every, self.quiet = title, total, every, quiet
+        self.title, self.total, self.every, self.quiet = title, total, every, quiet or bool(_silences)
         self.done, self._last = 0, time.monotonic()
         self._bar: Progress | None = None
 

@@ -147,7 +147,7 @@ SECTIONS = (
             (1, "the launcher's port is missing or taken"),
             (1, "a worker dies"),
         ),
-        later="not yet in scope",
+        later="there are no worker processes",
     ),
     Section(
         "Memory and size",

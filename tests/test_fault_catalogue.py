@@ -24,7 +24,7 @@ def test_a_row_shows_its_tests_and_a_gap_is_empty() -> None:
     text = page({"R1": {"tests/b.py::test_b", "tests/a.py::test_a"}})
     assert "to the bit | `a.py::test_a`, `b.py::test_b` |\n" in text
     assert "| R2 | 0 | killed at every point of a save: a valid checkpoint is always there |  |\n" in text
-    assert "| E1 | 1 | a rank is killed | not yet in scope |\n" in text
+    assert "| E8 | 1 | a worker dies | there are no worker processes |\n" in text
 
 
 def test_a_mark_of_no_row_is_refused() -> None:

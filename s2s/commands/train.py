@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,16 +14,17 @@ from torch import Tensor, nn
 from s2s import config as configuration
 from s2s import configfile
 from s2s.analysis.diagnostics import Diagnostics, gradient_moments
-from s2s.checkpoint import Checkpoints, Loaded, RunLock, require
+from s2s.checkpoint import Checkpoints, Loaded, RunLock, load, require
 from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.batches import Batch, Indices, Sampling, collate, group_updates, plan_epoch, valid_batches
 from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
+from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import PAD, Attention
-from s2s.progress import say, warn
+from s2s.progress import say, silent, warn
 from s2s.run import Run, build_model, default_directory, run_of, start_like, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
@@ -33,8 +35,8 @@ from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_pr
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
-    "training.usr1", "training.skip_nonfinite", "search", "data.test", "data.cache", "data.train", "data.valid",
-    "init_like",
+    "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "search", "data.test", "data.cache",
+    "data.train", "data.valid", "init_like",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
@@ -48,13 +50,23 @@ def train(
     resume: Literal["auto", "none"] = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Train, or go on training, and say where the model is."""
-    config = resolved(configuration.load(config_path, overrides))
-    run = Run(run_directory or default_directory(config_path))
-    run.check(resume == "auto", overwrite)
-    run.path.mkdir(parents=True, exist_ok=True)
-    with RunLock(run.path), Signals(config.training.usr1 == "exit") as signals:
-        _train(config, run, run.open(resume == "auto", overwrite), signals)
+    """Train, or go on training, and say where the model is; one of several processes where a launcher started them."""
+    world = World.launched()
+    with world.one_voice(), nullcontext() if world.first else silent():
+        config = resolved(configuration.load(config_path, overrides))
+        run = Run(run_directory or default_directory(config_path))
+        world.begin(torch.device(config.training.device), config.training.wait_minutes)
+        with ExitStack() as held:
+
+            def opened() -> str:
+                run.check(resume == "auto", overwrite)
+                run.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(RunLock(run.path))
+                return run.open(resume == "auto", overwrite)
+
+            signals = held.enter_context(Signals(config.training.usr1 == "exit"))
+            _train(config, run, world.once(opened), signals, world)
+        world.end()
 
 
 def resolved(config: Config) -> Config:
@@ -65,15 +77,15 @@ def resolved(config: Config) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
+def _train(config: Config, run: Run, identity: str, signals: Signals, world: World) -> None:
     training = config.training
     checkpoints = Checkpoints(run.path, identity, training.keep_last, training.keep_best, warn)
     with signals.nothing_to_save():
-        checkpoints.clean()
-        loaded = checkpoints.load_newest()
+        loaded = _newest(checkpoints, world)
         if loaded is not None:
             _compare_settings(require(loaded.snapshot.state, "config", dict), config)
-        prepared = _data(config, run, loaded)
+        prepared = world.first_then_all(lambda: _data(config, run, loaded, world))
+        data = EpochData(config, prepared, world)
     model = build_model(config, prepared.tokenizers)
     if loaded is None and config.init_like is not None:
         shared = start_like(model, Path(config.init_like), config, prepared.tokenizers)
@@ -85,27 +97,32 @@ def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
     count = sum(parameter.numel() for parameter in model.parameters())
     say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
         f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
-        f"{torch.get_num_threads()} threads")  # fmt: skip
+        f"{torch.get_num_threads()} threads{f', {world.size} processes' if world.size > 1 else ''}")  # fmt: skip
     step = TrainingStep(model, config.objective)
     facts = {
         "config": config.model_dump(mode="json"),
         "tokenizer": prepared.tokenizers.fingerprint,
         "fingerprint": prepared.fingerprint,
         "threads": torch.get_num_threads(),
+        "processes": world.size,
     }
-    board = TensorBoard(run.path / "tensorboard") if training.tensorboard else None
+    _require_same(facts, world)
+    board = TensorBoard(run.path / "tensorboard") if training.tensorboard and world.first else None
     metrics = MetricsLog(run.metrics, warn, board)
     validation = None if prepared.valid is None else Validator(config, prepared)
     trainer = Trainer(
-        step, EpochData(config, prepared), config.optimizer, training, seed=config.seed, run=run.path,
-        checkpoints=checkpoints, metrics=metrics, validate=validation, signals=signals, facts=facts,
+        step, data, config.optimizer, training, seed=config.seed, run=run.path, checkpoints=checkpoints,
+        metrics=metrics, validate=validation, signals=signals, facts=facts, world=world,
     )  # fmt: skip
-    run.write_config(config)
     if loaded is not None:
-        _check_machine(loaded)
+        _check_machine(loaded, world)
         trainer.load(loaded.snapshot, loaded.path.name)
+        if "processes" not in loaded.snapshot.state:  # saved when there was but one, and updates were counted
+            trainer.state.position *= config.batches.accumulate
         say(f"continuing from {loaded.path} (update {loaded.step})")
-    metrics.truncate_after(trainer.state.update, trainer.state.validated)
+    if world.first:
+        run.write_config(config)
+        metrics.truncate_after(trainer.state.update, trainer.state.validated)
     before = trainer.state.update
     try:
         ended = trainer.run()
@@ -119,7 +136,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals) -> None:
 def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     """Say how it ended. Raises Stopped after a signal."""
     state = trainer.state
-    number = trainer.signals.stop
+    number = trainer.stop
     if number is not None:
         kept = f"saved {run.path}/checkpoints/step-{state.update:08d}" if state.update else "nothing to save yet"
         raise stopped(number, f"at step {state.update}; {kept}")
@@ -133,14 +150,39 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     say(f"next: s2s eval --model {run.path}")
 
 
-def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
+def _newest(checkpoints: Checkpoints, world: World) -> Loaded | None:
+    """The checkpoint to go on from: the first process chooses it, the others read the same."""
+    loaded: list[Loaded | None] = []
+
+    def choose() -> str | None:
+        checkpoints.clean()
+        loaded.append(checkpoints.load_newest())
+        return None if loaded[0] is None else str(loaded[0].path)
+
+    chosen = world.once(choose)
+    if world.first:
+        return loaded[0]
+    return None if chosen is None else load(Path(chosen))
+
+
+def _require_same(facts: dict[str, Any], world: World) -> None:
+    """Raises ConfigError where another process would train something else."""
+    told = world.gather({name: facts[name] for name in ("config", "tokenizer", "fingerprint")})
+    for rank, one in enumerate(told):
+        if differing := [name for name in one if one[name] != told[0][name]]:
+            what = f"processes 0 and {rank} differ in {', '.join(differing)}"
+            raise ConfigError("", what, "start all with the same command, files and devices")
+
+
+def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prepared:
     """The corpora; with the run's own vocabularies where it has them. Raises DataError if the texts changed since."""
-    own = tokenizer.load(run.tokenizer) if loaded is not None else None
-    if loaded is None and config.init_from is not None:
+    own = tokenizer.load(run.tokenizer) if loaded is not None or not world.first else None
+    if own is None and config.init_from is not None:
         own = tokenizer.load(run_of(Path(config.init_from)).tokenizer)
     prepared = prepare(config.data, config.tokenizer, run.path.parent / ".cache", say, own)
     if loaded is None:
-        tokenizer.save(prepared.tokenizers, run.tokenizer)
+        if world.first:
+            tokenizer.save(prepared.tokenizers, run.tokenizer)
         return prepared
     if require(loaded.snapshot.state, "tokenizer", str) != prepared.tokenizers.fingerprint:
         raise CheckpointError(run.tokenizer, "vocabulary hash differs from the one the model was trained with")
@@ -172,10 +214,10 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
 
 
-def _check_machine(loaded: Loaded) -> None:
-    """Warn of what makes the rest of a run differ in its last bits."""
-    state = loaded.snapshot.state
-    now = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+def _check_machine(loaded: Loaded, world: World) -> None:
+    """Warn of what makes the rest of a run differ in its last bits; other processes make other updates altogether."""
+    state = {"processes": 1} | loaded.snapshot.state
+    now = {"processes": world.size, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
     for name, value in now.items():
         if state.get(name) != value:
             warn(f"{name}: {state.get(name)} -> {value}: the run is no longer the same to the bit")
@@ -184,14 +226,19 @@ def _check_machine(loaded: Loaded) -> None:
 class EpochData:
     """The training corpus as the trainer asks for it."""
 
-    def __init__(self, config: Config, prepared: Prepared) -> None:
-        self.config, self.prepared, self.corpus = config, prepared, prepared.train
+    def __init__(self, config: Config, prepared: Prepared, world: World) -> None:
+        """Raises DataError for a corpus that would leave a process without work."""
+        self.config, self.prepared, self.corpus, self.processes = config, prepared, prepared.train, world.size
+        batches = sum(map(len, self.plan(0, 0))) if world.size > 1 else 1
+        if batches < world.size:
+            what = f"has {batches} batches an epoch, too few for {world.size} processes"
+            raise DataError(config.data.train.source, what, "start fewer processes, or lower batches.tokens")
 
     def plan(self, epoch: int, taken: int) -> list[list[Indices]]:
         """See `TrainingData.plan`."""
         corpus, settings = self.corpus, self.config.batches
         plan = plan_epoch(corpus.source_lengths, corpus.target_lengths, settings, self.config.seed, epoch)
-        return group_updates(plan[taken:], settings)
+        return group_updates(plan[taken:], settings, self.processes)
 
     def batch(self, indices: Indices, epoch: int) -> Batch:
         """See `TrainingData.batch`."""

@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
 from s2s.data.batches import Batch, Indices
+from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
 from s2s.failpoints import hit
 from s2s.progress import Meter, warn
@@ -36,6 +37,7 @@ from s2s.training.signals import Interrupted, Signals
 Metric = Literal["nll", "ppl", "bleu", "chrf", "ter"]
 _LOWER_IS_BETTER = {"nll", "ppl", "ter"}
 _SAVE_FAILURES = 3  # in a row, before the training gives up
+_PART, _TOTAL, _COUNT = "part ", "total ", "count "  # what comes before a name among the sums of a batch
 
 
 class TrainingSettings(Settings):
@@ -76,6 +78,9 @@ class TrainingSettings(Settings):
     """Write TensorBoard's event files into the run's folder ``tensorboard`` too; needs the extra s2s[tensorboard]."""
     samples: Annotated[int, Field(ge=0)] = 2
     """Translations shown at each validation."""
+    wait_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """Minutes that one of several processes waits in an update for the others before it gives them up. Validation and
+    saving, which one does alone, may take longer."""
     log_every: Annotated[int, Field(ge=1)] = 50
     """Updates between lines on the terminal; metrics.jsonl has every update."""
 
@@ -194,7 +199,11 @@ class Average:
 
 
 class Trainer:
-    """Trains ``step.model``. All its parts are passed in; `run` is the loop."""
+    """Trains ``step.model``. All its parts are passed in; `run` is the loop.
+
+    Several processes go through the same loop with the same state: they differ only in the batches of an update that
+    are theirs, and the first alone measures, records and saves. So every decision must follow from what all know.
+    """
 
     def __init__(
         self,
@@ -210,8 +219,9 @@ class Trainer:
         validate: Callable[[nn.Module, Callable[[], None]], Validation] | None,
         signals: Signals,
         facts: dict[str, Any],
+        world: World,
     ) -> None:
-        """``validate(model, check)`` measures, calling ``check`` between batches.
+        """``validate(model, check)`` measures, calling ``check`` between batches; only the first process asks it.
 
         ``signals`` are looked at between updates; the caller has them installed. ``facts`` go into every checkpoint's
         state as they are.
@@ -225,7 +235,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
         self.validate, self.facts, self.state = validate, facts, TrainingState()
-        self.signals = signals
+        self.signals, self.world = signals, world
+        self.stop: int | None = None
+        """The signal that ends this training, once all processes know of it."""
+        self._save_asked = False
         self._left: deque[list[Indices]] = deque()  # the updates of this epoch that are still to come
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
@@ -234,24 +247,40 @@ class Trainer:
 
     def run(self) -> str:
         """Train until something ends it, and say what that was. Raises DivergedError, SystemRefused."""
-        self.checkpoints.check_space(self._checkpoint_size())
+        if self.world.first:
+            self.checkpoints.check_space(self._checkpoint_size())
+        self.world.copy_from_first(own_tensors(self.model).values())
         with Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
             meter.advance(self.state.update)
             while True:
-                improved = self._validate(meter) if self._is_validation_due() else False
+                due, improved = self._is_validation_due(), False
+                self._agree()
+                if due and self.stop is None:
+                    improved = self._validate(meter)
+                    self._agree()
                 ended = self._ended()
-                if improved or ended or self.signals.save or self._is_save_due():
-                    self._save(meter, improved, final=ended is not None)
-                if ended is None and self.signals.stop is not None:  # it came during the save
+                if improved or ended or self._save_asked or self._is_save_due():
+                    self._save(improved, final=ended is not None)
+                    self._agree()
+                if ended is None and self.stop is not None:  # it came during the save
                     ended = self._ended()
-                    self._save(meter, improved=False, final=True)
+                    self._save(improved=False, final=True)
                 if ended:
                     return ended
                 self._update(meter)
 
+    def _agree(self) -> None:
+        """What one process was asked by a signal, all were; and the longest time is everybody's."""
+        asked = self.world.gather([self.signals.stop, self.signals.save, self.state.seconds])
+        stops, saves, seconds = zip(*asked, strict=True)
+        self.stop = next((stop for stop in stops if stop is not None), None)
+        self._save_asked = self._save_asked or any(saves)
+        self.signals.save = self.signals.save and not asked[self.world.rank][1]  # another may have come meanwhile
+        self.state.seconds = max(seconds)
+
     def _ended(self) -> str | None:
         """Why training is over; None while it is not."""
-        return "signal" if self.signals.stop is not None else limit_met(self.state, self.settings)
+        return "signal" if self.stop is not None else limit_met(self.state, self.settings)
 
     def _update(self, meter: Meter) -> None:
         """One update: the gradients of its batches, one step of the optimizer, one record."""
@@ -263,17 +292,19 @@ class Trainer:
             parameters["lr"] = rate
         self.step.train()
         self.step.model.decoder.set_update(update)  # type: ignore[union-attr, operator]
-        batches = [self.data.batch(indices, state.epoch) for indices in group]
-        tokens = sum(int(batch.target_lengths.sum()) for batch in batches)
+        own = self.world.own(group)
+        batches = [self.data.batch(indices, state.epoch) for _, indices in own]
+        tokens = sum(self.world.collect([int(batch.target_lengths.sum()) for batch in batches]))
         with _memory_refused(update, batches):
-            sums = [self._gradients(batch, update, slot, tokens) for slot, batch in enumerate(batches)]
+            sums = [self._gradients(batch, update, slot, tokens) for (slot, _), batch in zip(own, batches, strict=True)]
+            self.world.sum_gradients(self.step.parameters())
             if self.precision == "fp16":
                 self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.rule.clip or math.inf, foreach=True)
-            loss, nll, norm_value, *parts = self._read(sums, norm)
-            loss, nll = float(hit("loss") or loss) / tokens, nll / tokens
+            values, norm_value = self._read(sums, norm)
+            loss, nll = values["loss"] / tokens, values["nll"] / tokens
             if self._is_usable(loss, norm_value, group):
-                self._apply(sums, update)
+                self._apply(values, update)
         self.optimizer.zero_grad(set_to_none=True)
 
         epoch = state.epoch + 1  # as people count them
@@ -288,9 +319,9 @@ class Trainer:
             "target_tokens": state.target_tokens, "seconds": round(state.seconds, 3), "lr": rate,
             "grad_norm": norm_value,
         }  # fmt: skip
-        record |= {name: part / tokens for name, part in zip(sums[0].parts, parts, strict=True)}
+        record |= {name.removeprefix(_PART): part / tokens for name, part in values.items() if name.startswith(_PART)}
         record |= {"skipped": state.skipped} if state.skipped else {}
-        self.metrics.append(record)
+        self._record(record)
         text = f"loss {loss:.3f}  ppl {math.exp(min(nll, 50)):.2f}  {tokens / seconds:,.0f} tokens/s"
         meter.advance(note=f"epoch {epoch}  {text}")
         if update % self.settings.log_every == 0:
@@ -308,13 +339,22 @@ class Trainer:
         self.scaler.scale(sums.loss / tokens).backward()  # type: ignore[no-untyped-call]
         return sums._replace(loss=sums.loss.detach())
 
-    @staticmethod
-    def _read(sums: list[Sums], norm: Tensor) -> list[float]:
-        """Loss, NLL, gradient norm and the mechanism's terms, added over batches: the one read from the device."""
-        rows = [torch.stack([s.loss, s.nll, *s.parts.values()]).double() for s in sums]
-        total = torch.stack(rows).sum(0)
-        values: list[float] = torch.cat([total[:2], norm.double().view(1), total[2:]]).tolist()
-        return values
+    def _read(self, sums: list[Sums], norm: Tensor) -> tuple[dict[str, float], float]:
+        """The gradient's norm, and everything that is a sum, added over the batches of all processes in their order.
+
+        The one read from the device.
+        """
+        named = [_named(one) for one in sums]
+        tensors = [norm, *(tensor for row in named for tensor in row.values())]
+        norm_value, *values = torch.stack([tensor.detach().double() for tensor in tensors]).tolist()
+        left = iter(values)
+        rows = [{name: next(left) for name in row} for row in named]
+        for row in rows[:1]:
+            row["loss"] = float(hit("loss") or row["loss"])
+        added: dict[str, float] = {}
+        for row in self.world.collect(rows):
+            added |= {name: added.get(name, 0.0) + value for name, value in row.items()}
+        return added, norm_value
 
     def _is_usable(self, loss: float, norm: float, group: list[Indices]) -> bool:
         """Whether the optimizer may see these gradients; in fp16 the scaler lowers its scale where they are not finite.
@@ -332,7 +372,8 @@ class Trainer:
         if self.state.skipped <= self.settings.skip_nonfinite:
             warn(f"update {update}: {what}; {self.state.skipped} in a row, {self.settings.skip_nonfinite} are allowed")
             return False
-        self._report_divergence({"update": update, "loss": repr(loss), "grad_norm": repr(norm), "lines": lines})
+        if self.world.first:
+            self._report_divergence({"update": update, "loss": repr(loss), "grad_norm": repr(norm), "lines": lines})
         todo = "lower optimizer.lr or optimizer.clip, or set training.precision: float32"
         raise DivergedError(f"update {update}", f"{what}; {self._last()}", todo)
 
@@ -347,18 +388,19 @@ class Trainer:
         """Words for the checkpoint to go back to."""
         return f"last good checkpoint step-{self._saved:08d}" if self._saved >= 0 else "no checkpoint was saved yet"
 
-    def _apply(self, sums: list[Sums], update: int) -> None:
-        """One step of the optimizer, and of what follows it."""
+    def _apply(self, values: dict[str, float], update: int) -> None:
+        """One step of the optimizer, and of what follows it; ``values`` of the whole update."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(update)
-        totals: dict[str, tuple[float, float]] = {}
-        for one in sums:
-            for name, (total, count) in one.statistics.items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = (before[0] + float(total), before[1] + float(count))
+        names = [name.removeprefix(_TOTAL) for name in values if name.startswith(_TOTAL)]
+        totals = {name: (values[_TOTAL + name], values[_COUNT + name]) for name in names}
         self.step.model.decoder.after_update(totals)  # type: ignore[union-attr, operator]
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.world.first:
+            self.metrics.append(record)
 
     def _next_group(self) -> list[Indices]:
         """The batches of the next update; an epoch is planned once, or once more where a checkpoint left it."""
@@ -370,26 +412,18 @@ class Trainer:
 
     def _is_validation_due(self) -> bool:
         state = self.state
-        if self.validate is None or state.update == 0 or state.validated == state.update or self.signals.stop:
+        if self.validate is None or state.update == 0 or state.validated == state.update:
             return False
         return state.update % self.settings.validate_every == 0 or self._ended() is not None
 
     def _validate(self, meter: Meter) -> bool:
         """Measure with the weights that would be used; True if ``stop_on`` is better than ever."""
-        assert self.validate is not None
         state, metric = self.state, self.settings.stop_on
-        self.step.eval()
         began = time.monotonic()
-        try:
-            if self.average is None:
-                scores, attention, lines = self.validate(self.model, self._check)
-            else:
-                with self.average.in_place():
-                    scores, attention, lines = self.validate(self.model, self._check)
-        except Interrupted:
+        measured = self.world.once(self._measure)
+        if measured is None:
             return False
-        if hit("valid") == "nan":
-            scores = dict.fromkeys(scores, math.nan)
+        scores, attention, lines = measured
         value = scores[metric]
         self._measured = {state.update: -value if metric in _LOWER_IS_BETTER else value}
         better = self._is_better(value)
@@ -403,13 +437,26 @@ class Trainer:
         else:
             warn(f"validation at update {state.update} gave {metric} {value}; it is neither a best nor a failure")
         state.validated = state.update
-        self.metrics.append({"step": state.update, "valid": scores | ({"attention": attention} if attention else {})})
+        self._record({"step": state.update, "valid": scores | ({"attention": attention} if attention else {})})
         text = "  ".join(f"{name} {number:.2f}" for name, number in scores.items())
         meter.line(f"validation at update {state.update}: {text}{'  (best)' if better else ''}"
                    f"  [{time.monotonic() - began:.0f} s]")  # fmt: skip
         for line in lines:
             meter.line(f"    {line}")
         return better
+
+    def _measure(self) -> Validation | None:
+        """What was measured; None where a signal ended it."""
+        assert self.validate is not None
+        self.step.eval()
+        try:
+            with nullcontext() if self.average is None else self.average.in_place():
+                measured = self.validate(self.model, self._check)
+        except Interrupted:
+            return None
+        if hit("valid") == "nan":
+            measured = measured._replace(scores=dict.fromkeys(measured.scores, math.nan))
+        return measured
 
     def _is_better(self, value: float) -> bool:
         if not math.isfinite(value):
@@ -432,25 +479,33 @@ class Trainer:
         """Whether this update may be among the best that are kept."""
         return self.settings.keep_best > 1 and self.state.update in self._measured
 
-    def _save(self, meter: Meter, improved: bool, final: bool) -> None:
+    def _save(self, improved: bool, final: bool) -> None:
         """Save, unless it is saved already or there is nothing yet; a failure is a warning until there are too many, or
         at the end."""
         state = self.state
-        self.signals.save = False
+        self._save_asked = False
         if state.update == 0 or (state.update == self._saved and not improved and not self._is_ranked()):
             return
-        try:
-            self.checkpoints.save(state.update, self.snapshot(), self._measured.get(state.update), improved)
-        except SaveFailed as error:
+        failure = self.world.once(lambda: self._write_checkpoint(improved))
+        if failure is not None:
             self._save_failures += 1
             if final or self._save_failures >= _SAVE_FAILURES:
                 todo = f"make room in {self.run_directory}, and go on with the same command"
-                raise SystemRefused(error.where, f"{error.what}; {self._last()}", todo) from error
-            warn(f"{error}; will retry at the next checkpoint")
-            self.metrics.append({"step": state.update, "save_failures": self._save_failures})
+                raise SystemRefused("", f"{failure}; {self._last()}", todo)
+            warn(f"{failure}; will retry at the next checkpoint")
+            self._record({"step": state.update, "save_failures": self._save_failures})
             return
         self._saved, self._save_failures = state.update, 0
         hit("checkpoint.saved")
+
+    def _write_checkpoint(self, improved: bool) -> str | None:
+        """Why it could not be written; None where it is on the disk."""
+        update = self.state.update
+        try:
+            self.checkpoints.save(update, self.snapshot(), self._measured.get(update), improved)
+        except SaveFailed as error:
+            return str(error)
+        return None
 
     def _checkpoint_size(self) -> int:
         """Bytes of the tensors in a checkpoint."""
@@ -504,10 +559,22 @@ def _memory_refused(update: int, batches: Sequence[Batch]) -> Iterator[None]:
         words = ("out of memory", "can't allocate memory", "bad_alloc")
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
             raise
-        tokens = max(int(batch.target_lengths.sum()) for batch in batches)
-        longest = max(int(batch.source_lengths.max()) for batch in batches)
+        tokens = max((int(batch.target_lengths.sum()) for batch in batches), default=0)
+        longest = max((int(batch.source_lengths.max()) for batch in batches), default=0)
         what = f"out of memory (a batch of {tokens} target tokens, longest source {longest})"
         raise SystemRefused(f"update {update}", what, "lower batches.tokens") from error
+
+
+def _named(sums: Sums) -> dict[str, Tensor]:
+    """What is told of one batch, all of it scalars, by name."""
+    statistics = sums.statistics.items()
+    return {
+        "loss": sums.loss,
+        "nll": sums.nll,
+        **{_PART + name: part for name, part in sums.parts.items()},
+        **{_TOTAL + name: total for name, (total, _) in statistics},
+        **{_COUNT + name: count for name, (_, count) in statistics},
+    }
 
 
 def own_tensors(model: nn.Module) -> dict[str, Tensor]:

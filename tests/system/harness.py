@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -160,8 +161,10 @@ for line in sys.stdin:
             os.dup2(os.open(os.devnull, os.O_RDWR), 0)
             os.dup2(0, 1)
             failpoints._POINTS = failpoints._parse(request["points"])
+            os.environ.update(request["extra"])
             code = 1
             try:
+                exec(request["first"], {})
                 code = cli.run(request["start"])
                 sys.stderr.flush()
             except BaseException:
@@ -202,11 +205,14 @@ class Warm:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, arguments: Sequence[str], points: str = "") -> Forked:
-        """A command in a process of its own, with these fail points."""
+    def start(
+        self, arguments: Sequence[str], points: str = "", extra: Mapping[str, str] | None = None, first: str = ""
+    ) -> Forked:
+        """A command in a process of its own, with these fail points and variables, after the code ``first``."""
         self._started += 1
         errors = self._folder / f"errors-{self._started}"
-        return Forked(self, self.ask(start=list(arguments), points=points, errors=str(errors)), errors)
+        request = {"start": list(arguments), "points": points, "extra": dict(extra or {}), "first": first}
+        return Forked(self, self.ask(**request, errors=str(errors)), errors)
 
 
 class Forked:
@@ -232,6 +238,34 @@ class Forked:
             time.sleep(0.005)
         assert self._code is not None
         return Outcome(self._code, b"", self._errors.read_text(errors="replace") if self._errors.exists() else "")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return int(listener.getsockname()[1])
+
+
+def start_ranks(
+    warm: Warm,
+    arguments: Sequence[str],
+    size: int = 2,
+    points: Mapping[int, str] | None = None,
+    first: Mapping[int, str] | None = None,
+) -> list[Forked]:
+    """The same command as all the processes of one training, as a launcher starts them.
+
+    ``points`` and ``first`` are fail points and code of single ranks.
+    """
+    launched = {"WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    return [
+        warm.start(
+            arguments, (points or {}).get(rank, ""), launched | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            (first or {}).get(rank, ""),
+        )
+        for rank in range(size)
+    ]  # fmt: skip
 
 
 # --- looking at a run -------------------------------------------------------------------------------------------------

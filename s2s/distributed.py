@@ -1,0 +1,266 @@
+"""Several processes that train one model: which of them this is, and the few things they do together.
+
+Nothing else knows of ranks. PyTorch's launcher says in the environment how many processes there are (RANK, WORLD_SIZE,
+LOCAL_RANK, MASTER_ADDR, MASTER_PORT); without it there is one, and nothing here sends or waits. Two channels join them:
+a process group, for gradients and for small messages in which all take part at once, and the launcher's key-value
+store, for what one does while the others wait: that may take hours, which a collective operation is not made for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as torch_distributed
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from s2s.errors import ConfigError, S2SError, SystemRefused
+
+T = TypeVar("T")
+
+_MEETING = timedelta(minutes=5)
+"""How long a process waits at the start for the one that keeps the store."""
+_LOOK = 0.02  # seconds between two looks at whether the first process is done
+_FAREWELL = 5.0  # seconds that the keeper of the store stays after a failure, for the others to ask who speaks
+_BUCKET = 1 << 23
+"""Numbers that are summed in one message: 32 MB of float32 stand in memory twice."""
+
+
+class World:
+    """All processes of a training as one of them sees them. ``World()`` is a process alone."""
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
+        self.rank, self.size, self._store = rank, size, store
+        self._turn = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and speaks."""
+        return self.rank == 0
+
+    # --- beginning and end --------------------------------------------------------------------------------------------
+
+    @classmethod
+    def launched(cls) -> World:
+        """What the launcher started. Raises ConfigError for half an environment, SystemRefused where nobody answers."""
+        size = _number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
+        if size == 1:
+            return cls()
+        rank, port = _number("RANK", 0), _number("MASTER_PORT", 1)
+        place = f"{_variable('MASTER_ADDR')}:{port}"
+        if rank >= size or port >= 1 << 16:
+            what = f"RANK={rank} of WORLD_SIZE={size} at MASTER_PORT={port} cannot be"
+            raise ConfigError("the environment", what, "start with torchrun")
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+        except RuntimeError as error:
+            if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+                raise SystemRefused(place, "the port is in use", "set another MASTER_PORT") from error
+            what = f"process {rank} of {size} found nobody there in {_MEETING.seconds // 60} minutes"
+            raise SystemRefused(place, what, "set MASTER_ADDR and MASTER_PORT to where process 0 runs") from error
+        return cls(rank, size, PrefixStore("s2s", store))
+
+    def begin(self, device: torch.device, minutes: float) -> None:
+        """Join the others for computing on ``device``; whoever keeps them waiting for ``minutes`` is given up."""
+        if self._store is None:
+            return
+        backend = "gloo"
+        if device.type == "cuda":
+            local = _number("LOCAL_RANK", 0)
+            if local >= torch.cuda.device_count():
+                what = f"{local + 1} processes on this machine, which has {torch.cuda.device_count()} GPUs"
+                raise ConfigError("training.device", what, "start one process a GPU")
+            torch.cuda.set_device(local)
+            backend = "cpu:gloo,cuda:nccl"
+        with self._together():
+            torch_distributed.init_process_group(
+                backend,
+                store=PrefixStore("group", self._store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=timedelta(minutes=minutes),
+            )
+
+    def end(self) -> None:
+        """Part from the others in good order. Not after a failure: they may be gone, and waiting would hide it."""
+        if self.size > 1:
+            torch_distributed.destroy_process_group()
+
+    # --- work that is divided -----------------------------------------------------------------------------------------
+
+    def own(self, items: Sequence[T]) -> list[tuple[int, T]]:
+        """The items that are this process's, with their numbers: rank, rank + size, ..."""
+        return list(enumerate(items))[self.rank :: self.size]
+
+    def collect(self, values: Sequence[Any]) -> list[Any]:
+        """What every process has to tell of its `own` items, JSON values, in the order of all items."""
+        rows = zip_longest(*self.gather(list(values)), fillvalue=_NONE)
+        return [value for row in rows for value in row if value is not _NONE]
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all processes in the order of ranks; all must ask."""
+        if self.size == 1:
+            return [value]
+        data = json.dumps(value).encode()
+        lengths = [int(length) for length in self._gather(torch.tensor([len(data)]))]
+        padded = torch.zeros(max(lengths), dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        rows = self._gather(padded)
+        return [json.loads(row[:length].numpy().tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every parameter the sum of its gradients in all processes; one that has none anywhere gets none.
+
+        Not DistributedDataParallel: that averages, while every gradient here is divided by the tokens of the whole
+        update already; it must be told of parameters without a gradient and of processes without a batch, both of which
+        are usual here; and it sums micro-batches in another order than a process alone. Here the gradients of an update
+        are added as they are, in messages of bounded size, so two processes come to what one with two batches an update
+        comes to. The price is that sending does not overlap with the backward pass.
+        """
+        if self.size == 1:
+            return
+        waiting = list(parameters)
+        anywhere = [any(row) for row in zip(*self.gather([p.grad is not None for p in waiting]), strict=True)]
+        for parameter, there in zip(waiting, anywhere, strict=True):
+            if there and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for bucket in _buckets([parameter for parameter in waiting if parameter.grad is not None]):
+            flat = torch.cat([parameter.grad.flatten() for parameter in bucket if parameter.grad is not None])
+            with self._together():
+                torch_distributed.all_reduce(flat)
+            for parameter, total in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
+                parameter.grad = total.view_as(parameter)
+
+    def copy_from_first(self, tensors: Iterable[Tensor]) -> None:
+        """Give the tensors, in the same order everywhere, the values that they have in the first process."""
+        if self.size > 1:
+            for tensor in tensors:
+                with self._together(), torch.no_grad():
+                    torch_distributed.broadcast(tensor, 0)
+
+    # --- work that one does -------------------------------------------------------------------------------------------
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        """The result of ``work``, a JSON value, done by the first process while the others wait as long as it takes.
+
+        Where it raises, all raise: the others an `S2SError` with the same exit code, as told already. They wait in
+        Python, so that their signals are noted meanwhile.
+        """
+        if self._store is None:
+            return work()
+        self._turn += 1
+        key = f"once/{self._turn}"
+        if self.first:
+            try:
+                self._store.set(key, json.dumps({"result": work()}))
+            except BaseException as error:
+                self._store.set(key, json.dumps({"failed": _words(error)}))
+                raise
+        with self._together():
+            while not self._store.check([key]):
+                time.sleep(_LOOK)
+            answer = json.loads(self._store.get(key))
+        if "failed" in answer:
+            raise _told(**answer["failed"])
+        return answer["result"]
+
+    def first_then_all(self, work: Callable[[], T]) -> T:
+        """Every process's own result of ``work``; the others begin when the first is done, and find what it left."""
+        results: list[T] = []
+        self.once(lambda: results.append(work()))
+        return results[0] if self.first else work()
+
+    # --- failures -----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """Of the failures of all processes in this context the first is told; the others are marked as told."""
+        try:
+            yield
+        except S2SError as error:
+            error.told = error.told or not self._speaks()
+            raise
+
+    def _speaks(self) -> bool:
+        """Whether this is the first process that failed."""
+        if self._store is None:
+            return True
+        try:
+            place: int = self._store.add("failures", 1)
+            if self.first and not torch_distributed.is_torchelastic_launched():  # the store goes with this process
+                end = time.monotonic() + _FAREWELL
+                while self._store.add("failures", 0) < self.size and time.monotonic() < end:
+                    time.sleep(_LOOK)
+        except RuntimeError:  # its keeper is gone
+            return True
+        return place == 1
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Raises SystemRefused where the others are gone, or do not come in time."""
+        try:
+            yield
+        except RuntimeError as error:
+            what = f"process {self.rank} of {self.size} lost the others: {str(error).splitlines()[0]}"
+            todo = "see what they say; the same command goes on from the last checkpoint"
+            raise SystemRefused("", what, todo) from error
+
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
+        rows = [torch.empty_like(tensor) for _ in range(self.size)]
+        with self._together():
+            torch_distributed.all_gather(rows, tensor)
+        return rows
+
+
+_NONE = object()
+"""Where a process has fewer items than another."""
+
+
+def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """The parameters in their order, in runs of one type that have `_BUCKET` numbers at most, or are one parameter."""
+    bucket: list[nn.Parameter] = []
+    for parameter in parameters:
+        full = sum(one.numel() for one in bucket) + parameter.numel() > _BUCKET
+        if bucket and (full or parameter.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(parameter)
+    if bucket:
+        yield bucket
+
+
+def _variable(name: str) -> str:
+    if name not in os.environ:
+        what = "is not set, but WORLD_SIZE is"
+        raise ConfigError(name, what, "start with torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT")
+    return os.environ[name]
+
+
+def _number(name: str, least: int) -> int:
+    text = _variable(name)
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise ConfigError(name, f"is {text!r}, not a number from {least} on", "start with torchrun")
+    return int(text)
+
+
+def _words(error: BaseException) -> Mapping[str, Any]:
+    """What the other processes are told of an error."""
+    if isinstance(error, S2SError):
+        return {"code": error.code, "where": error.where, "what": error.what, "todo": error.todo}
+    return {"code": 1, "where": "", "what": f"process 0 failed: {error!r}", "todo": ""}
+
+
+def _told(code: int, where: str, what: str, todo: str) -> S2SError:
+    """The error of the first process in another one."""
+    error = S2SError(where, what, todo)
+    error.code, error.told = code, True
+    return error
