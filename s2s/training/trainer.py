@@ -253,9 +253,9 @@ class Trainer:
         with Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
             meter.advance(self.state.update)
             while True:
-                due, improved = self._is_validation_due(), False
+                improved = False
                 self._agree()
-                if due and self.stop is None:
+                if self.stop is None and self._is_validation_due():
                     improved = self._validate(meter)
                     self._agree()
                 ended = self._ended()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from harness import (
     losses,
     records,
     repeatable,
+    rewrite_state,
     start_ranks,
     steps,
     train_arguments,
@@ -165,6 +168,20 @@ def test_a_killed_process_ends_the_other(project: Path, new_run: Path, alone: Pa
     assert steps(new_run)[-1] == 7
     assert [outcome.code for outcome in together(warm, arguments)] == [0, 0]
     assert_same_run(new_run, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("E1")
+def test_a_process_that_hangs_is_given_up(project: Path, new_run: Path, warm: Warm) -> None:
+    """After the minutes of the setting, not after those that torch waits by default."""
+    arguments = train_arguments(project, new_run, *SHORT, EACH, "training.wait_minutes=0.1")
+    waiting, hanging = start_ranks(warm, arguments, points={1: "batch:sleep300@9"})
+    try:
+        outcome = finish(waiting, timeout=100)
+    finally:
+        os.kill(hanging.pid, signal.SIGKILL)
+    assert_error(outcome, 6, "process 0 of 2 lost the others", "Timed out")
+    assert steps(new_run) == [5, 7]
 
 
 @pytest.mark.fault("E2", "S11")
@@ -338,6 +355,23 @@ def test_a_loss_that_is_no_number_on_one(
         assert [record["step"] for record in repeatable(new_run) if "skipped" in record] == [4]
 
 
+def test_the_time_is_over_for_all(project: Path, new_run: Path, warm: Warm) -> None:
+    """When it is for one: the slower clock ends the training, after a validation and a save."""
+    slow = """
+from s2s.training.trainer import Trainer
+original = Trainer._update
+def update(self, meter):
+    original(self, meter)
+    self.state.seconds += 25
+Trainer._update = update
+"""
+    outcomes = together(warm, train_arguments(project, new_run, EACH, "training.max_minutes=1"), first={1: slow})
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert "done: 1 minutes" in outcomes[0].err
+    assert [step for step, _ in losses(new_run)] == [1, 2, 3]
+    assert [step for step, _ in validations(new_run)] == steps(new_run) == [3]
+
+
 def test_the_message_is_that_of_the_first_to_fail(project: Path, new_run: Path, warm: Warm) -> None:
     """Not that of those who lost it."""
     failing = """
@@ -372,3 +406,20 @@ command.configuration.load = lambda path, overrides: original(path, [*overrides,
     assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
     assert_error(told(outcomes), 2, "processes 0 and 1 differ in config", "start all with the same command")
     assert not (new_run / "metrics.jsonl").exists()
+
+
+@pytest.mark.fault("R9")
+def test_a_checkpoint_from_before_there_were_processes(project: Path, new_run: Path, alone: Path, warm: Warm) -> None:
+    """Its position counts updates, not batches, and it says nothing of processes."""
+    arguments = train_arguments(project, new_run, *SHORT, ALONE)
+    assert finish(warm.start([*arguments, "training.max_updates=6"])).code == 0
+    directory = new_run / "checkpoints" / "step-00000006"
+    state = json.loads((directory / "state.json").read_text())
+    assert state["training"]["position"] == 12
+    state["training"]["position"] = 6
+    del state["processes"]
+    rewrite_state(directory, state)
+    outcome = finish(warm.start(arguments))
+    assert outcome.code == 0 and "no longer the same" not in outcome.err, outcome
+    assert digests(new_run) == digests(alone)
+    assert losses(new_run) == losses(alone)

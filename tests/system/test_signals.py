@@ -120,14 +120,14 @@ def test_a_validation_done_again_is_recorded_once(
 def test_a_signal_before_the_first_update(
     project: Path, new_run: Path, finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Trainer._is_validation_due
+    original = Trainer.run
 
-    def interrupted(trainer: Any) -> bool:
+    def interrupted(trainer: Any) -> str:
         os.kill(os.getpid(), signal.SIGTERM)
         return original(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_is_validation_due", interrupted)
+        patch.setattr(Trainer, "run", interrupted)
         outcome = cli(*train_arguments(project, new_run))
     assert outcome.code == 143
     assert "nothing to save yet" in outcome.err
