@@ -57,11 +57,26 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept; default: runs/FOLDER-NAME.")] = None,
     resume: Annotated[Literal["auto", "none"], typer.Option(help="auto: go on where the run stopped.")] = "auto",
     overwrite: Overwrite = False,
+    devices: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Train with so many processes: one a GPU, or cores shared.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, max=1000, help="With --devices: go on after so many failures of a process.")
+    ] = 0,
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
+    if max_restarts and devices is None:
+        raise UsageError("--max-restarts", "belongs to --devices", "add --devices N")
+    if devices is not None:
+        from s2s.commands.launch import launch_training
+
+        options = ["--config", str(config), *(overrides or ()), "--resume", resume]
+        options += ["--run-dir", str(run_dir)] if run_dir is not None else []
+        options += ["--overwrite"] if overwrite else []
+        return launch_training(config, overrides or (), options, devices, max_restarts)
     from s2s.commands.train import train as command
 
-    command(config, overrides or (), run_dir, resume, overwrite)
+    return command(config, overrides or (), run_dir, resume, overwrite)
 
 
 @app.command()

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,6 +29,8 @@ from s2s.errors import ConfigError, S2SError, SystemRefused
 
 T = TypeVar("T")
 
+LAUNCHED = "WORLD_SIZE"
+"""The variable that a launcher sets: how many processes there are."""
 _MEETING = timedelta(minutes=5)
 """How long a process waits at the start for the one that keeps the store."""
 _LOOK = 0.02  # seconds between two looks at whether the first process is done
@@ -38,8 +42,10 @@ _BUCKET = 1 << 23
 class World:
     """All processes of a training as one of them sees them. ``World()`` is a process alone."""
 
-    def __init__(self, rank: int = 0, size: int = 1, store: Store | None = None) -> None:
-        self.rank, self.size, self._store = rank, size, store
+    def __init__(self, rank: int = 0, size: int = 1, lasting: Store | None = None, session: str = "") -> None:
+        """``lasting`` is the launcher's store, ``session`` what these processes alone keep their keys under."""
+        self.rank, self.size, self._lasting = rank, size, lasting
+        self._store = None if lasting is None else PrefixStore(session, lasting)
         self._turn = 0
 
     @property
@@ -52,7 +58,7 @@ class World:
     @classmethod
     def launched(cls) -> World:
         """What the launcher started. Raises ConfigError for half an environment, SystemRefused where nobody answers."""
-        size = _number("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
+        size = _number(LAUNCHED, 1) if LAUNCHED in os.environ else 1
         if size == 1:
             return cls()
         rank, port = _number("RANK", 0), _number("MASTER_PORT", 1)
@@ -62,12 +68,13 @@ class World:
             raise ConfigError("the environment", what, "start with torchrun")
         try:
             store, _, _ = next(rendezvous("env://", timeout=_MEETING))
+            lasting = PrefixStore("s2s", store)
+            return cls(rank, size, lasting, _session(lasting, rank, size))
         except RuntimeError as error:
             if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
                 raise SystemRefused(place, "the port is in use", "set another MASTER_PORT") from error
-            what = f"process {rank} of {size} found nobody there in {_MEETING.seconds // 60} minutes"
+            what = f"process {rank} of {size} did not find the others there in {_MEETING.seconds // 60} minutes"
             raise SystemRefused(place, what, "set MASTER_ADDR and MASTER_PORT to where process 0 runs") from error
-        return cls(rank, size, PrefixStore("s2s", store))
 
     def begin(self, device: torch.device, minutes: float) -> None:
         """Join the others for computing on ``device``; whoever keeps them waiting for ``minutes`` is given up."""
@@ -179,6 +186,17 @@ class World:
         self.once(lambda: results.append(work()))
         return results[0] if self.first else work()
 
+    def note(self, name: str) -> None:
+        """Remember something for the processes that the launcher starts in the place of these after a failure."""
+        if self._lasting is not None:
+            self._lasting.set(name, "")
+
+    def noted(self, name: str) -> bool:
+        """Whether it was noted, since the launcher began."""
+        if self._lasting is None:  # a process alone: it is the only one that a launcher counts
+            return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        return bool(self._lasting.check([name]))
+
     # --- failures -----------------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -210,7 +228,8 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            what = f"process {self.rank} of {self.size} lost the others: {str(error).splitlines()[0]}"
+            reason = re.sub(r"^\[[^]]*\] ", "", str(error).splitlines()[0]).partition(". ")[0]
+            what = f"process {self.rank} of {self.size} lost the others: {reason}"
             todo = "see what they say; the same command goes on from the last checkpoint"
             raise SystemRefused("", what, todo) from error
 
@@ -236,6 +255,30 @@ def _buckets(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]
         bucket.append(parameter)
     if bucket:
         yield bucket
+
+
+def _session(store: Store, rank: int, size: int) -> str:
+    """A name that these processes have in common with nobody, found by all of them meeting in the store.
+
+    After a restart the launcher's store still has what the processes before them left, and the count of restarts is
+    not the same on all machines. Raises RuntimeError where not all come.
+    """
+    own, end = uuid.uuid4().hex, time.monotonic() + _MEETING.total_seconds()
+    store.set(f"hello/{rank}", own)
+    keys = [f"hello/{other}" for other in range(1, size)]
+    while time.monotonic() < end:
+        if rank == 0:
+            present = [store.get(key).decode() for key in keys if store.check([key])]
+            store.set("session", json.dumps([own, present]))
+            if store.add(f"{own}/present", 0) == size - 1:
+                return own
+        elif store.check(["session"]):
+            session, present = json.loads(store.get("session"))
+            if own in present:
+                store.add(f"{session}/present", 1)
+                return str(session)
+        time.sleep(_LOOK)
+    raise RuntimeError("not all processes came")
 
 
 def _variable(name: str) -> str:

@@ -32,6 +32,7 @@ PAGES = [
         "docs/compare.md",
         "docs/serve.md",
         "docs/report.md",
+        "docs/scale.md",
     )
     if (path := ROOT / name).is_file()
 ]

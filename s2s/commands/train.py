@@ -59,10 +59,14 @@ def train(
         with ExitStack() as held:
 
             def opened() -> str:
-                run.check(resume == "auto", overwrite)
+                again = world.noted("opened")  # then what was asked for at the start has happened
+                how = (resume == "auto" or again, overwrite and not again)
+                run.check(*how)
                 run.path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(RunLock(run.path))
-                return run.open(resume == "auto", overwrite)
+                identity = run.open(*how)
+                world.note("opened")
+                return identity
 
             signals = held.enter_context(Signals(config.training.usr1 == "exit"))
             _train(config, run, world.once(opened), signals, world)

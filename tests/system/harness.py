@@ -111,13 +111,18 @@ def done(arguments: Sequence[str]) -> None:
 
 
 def start(
-    arguments: Sequence[str], *, cwd: Path | None = None, extra: Mapping[str, str] | None = None, **options: Any
+    arguments: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    extra: Mapping[str, str] | None = None,
+    command: Sequence[str] = COMMAND,
+    **options: Any,
 ) -> subprocess.Popen[bytes]:
     """A command in a process and a session of its own, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(extra or {})
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process: subprocess.Popen[bytes] = subprocess.Popen(
-        [*COMMAND, *arguments], cwd=cwd, env=environment, start_new_session=True, **(pipes | options)
+        [*command, *arguments], cwd=cwd, env=environment, start_new_session=True, **(pipes | options)
     )
     return process
 

@@ -1,0 +1,97 @@
+"""`s2s train --devices N`: PyTorch's own launcher on this machine, over N processes of `s2s train`.
+
+What torchrun does for a cluster, with the settings that suit one machine: a free port, a fair share of the cores, and
+the exit code of the training instead of a launcher's own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2s import config as configuration
+from s2s.commands.train import resolved
+from s2s.distributed import LAUNCHED
+from s2s.errors import ConfigError, S2SError, SystemRefused, UsageError
+from s2s.progress import warn
+
+
+def launch_training(
+    config: Path, overrides: Sequence[str], arguments: Sequence[str], processes: int, restarts: int
+) -> None:
+    """Train with several processes: ``s2s train *arguments``, whose settings are those of ``config`` and ``overrides``.
+
+    After a failure all are started again, up to ``restarts`` times. Raises what the training ended with.
+    """
+    if LAUNCHED in os.environ:
+        raise UsageError("--devices", f"a launcher started this process already: {LAUNCHED} is set", "leave it out")
+    training = resolved(configuration.load(config, overrides)).training
+    if training.device == "cuda":
+        _require_devices(processes)
+    else:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # what went wrong the processes say themselves
+    ends = ["SIGTERM", "SIGINT", "SIGHUP"]
+    if training.usr1 == "exit":
+        ends.append("SIGUSR1")
+    else:
+        signal.signal(signal.SIGUSR1, _not_here)
+    handled = [name for name in ends if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]  # as under nohup
+    with tempfile.TemporaryDirectory(prefix="s2s-launch-") as folder:
+        _run([sys.executable, "-m", "s2s", "train", *arguments], processes, restarts, handled, folder)
+
+
+def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str) -> None:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, launch_agent
+
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=restarts,
+        signals_to_handle=",".join(signals),
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
+    )
+    start: Callable[..., Any] = launch_agent
+    try:
+        start(settings, command[0], list(command[1:]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise _ending(rank, failure.exitcode) from None
+    except SignalException as error:
+        raise _ending(0, 128 + error.sigval) from None
+
+
+def _ending(rank: int, code: int) -> S2SError:
+    """What a process that ended with ``code``, negative after a signal, makes of the whole training."""
+    if code < 0:
+        what = f"process {rank} was killed by {signal.Signals(-code).name}"
+        todo = "see whether memory ran out; the same command goes on from the last checkpoint"
+        return SystemRefused("", what, todo)
+    error = S2SError("", f"process {rank} ended with {code}")
+    error.code, error.told = code, True
+    return error
+
+
+def _require_devices(processes: int) -> None:
+    import torch
+
+    if processes > (found := torch.cuda.device_count()):
+        raise ConfigError("--devices", f"{processes} asked for, {found} GPUs found", f"use --devices {found}")
+
+
+def _not_here(number: int, frame: object) -> None:
+    """Only what ends a training is passed on; by itself this signal would end the launcher and leave the processes."""
+    warn("USR1 does nothing here; send it to the process that the run's file LOCK names")
