@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s2s import config as configuration
 from s2s.commands.train import resolved
 from s2s.distributed import LAUNCHED
@@ -32,11 +34,9 @@ def launch_training(
     if LAUNCHED in os.environ:
         raise UsageError("--devices", f"a launcher started this process already: {LAUNCHED} is set", "leave it out")
     training = resolved(configuration.load(config, overrides)).training
-    if training.device == "cuda":
-        _require_devices(processes)
-    else:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # what went wrong the processes say themselves
+    if training.device == "cuda" and processes > (found := torch.cuda.device_count()):
+        raise ConfigError("--devices", f"{processes} asked for, {found} GPUs found", f"use --devices {found}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     ends = ["SIGTERM", "SIGINT", "SIGHUP"]
     if training.usr1 == "exit":
         ends.append("SIGUSR1")
@@ -48,6 +48,7 @@ def launch_training(
 
 
 def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str) -> None:
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # read at the imports; what went wrong the processes say themselves
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
@@ -83,13 +84,6 @@ def _ending(rank: int, code: int) -> S2SError:
     error = S2SError("", f"process {rank} ended with {code}")
     error.code, error.told = code, True
     return error
-
-
-def _require_devices(processes: int) -> None:
-    import torch
-
-    if processes > (found := torch.cuda.device_count()):
-        raise ConfigError("--devices", f"{processes} asked for, {found} GPUs found", f"use --devices {found}")
 
 
 def _not_here(number: int, frame: object) -> None:

@@ -66,7 +66,7 @@ def test_one_of_two_is_killed_and_both_go_on(
         process = start([*arguments, "--devices", "2", "--max-restarts", "1"])
     wait_until(lambda: updates(new_run) >= 9, process)
     os.kill(process_of(process, rank), signal.SIGKILL)
-    outcome = finish(process)
+    outcome = finish(process, timeout=400)
     assert outcome.code == 0, outcome
     assert "continuing from" in outcome.err and not (new_run / old).exists()
     assert_same_run(new_run, finished)
@@ -78,7 +78,7 @@ def test_killed_without_restarts(project: Path, new_run: Path) -> None:
     process = start([*train_arguments(project, new_run, EACH), "--devices", "2"])
     wait_until(lambda: updates(new_run) >= 9, process)
     os.kill(process_of(process, 1), signal.SIGKILL)
-    outcome = finish(process)
+    outcome = finish(process, timeout=400)
     assert outcome.code == 6 and "Traceback" not in outcome.err, outcome
     assert "lost the others" in outcome.err or "process 1 was killed by SIGKILL" in outcome.err
     assert steps(new_run)[-1] >= 7
@@ -96,11 +96,11 @@ def test_a_signal_to_the_launcher_saves(
     process = start([*train_arguments(project, new_run, EACH, *settings), "--devices", "2"])
     wait_until(lambda: updates(new_run) >= 3, process)
     process.send_signal(number)
-    outcome = finish(process)
+    outcome = finish(process, timeout=400)
     last = steps(new_run)[-1]
     assert_error(outcome, 128 + number, f"stopped by {number.name} at step {last}; saved")
     assert len(losses(new_run)) == last < 40
-    assert finish(start([*train_arguments(project, new_run, EACH), "--devices", "2"])).code == 0
+    assert finish(start([*train_arguments(project, new_run, EACH), "--devices", "2"]), timeout=400).code == 0
     assert digests(new_run) == digests(finished)
 
 
@@ -109,7 +109,7 @@ def test_usr1_does_not_end_the_launcher(project: Path, new_run: Path, finished: 
     process = start([*train_arguments(project, new_run, EACH), "--devices", "2"])
     wait_until(lambda: updates(new_run) >= 3, process)
     process.send_signal(signal.SIGUSR1)
-    outcome = finish(process)
+    outcome = finish(process, timeout=400)
     assert outcome.code == 0 and "USR1 does nothing here" in outcome.err, outcome
     assert_same_run(new_run, finished)
 
@@ -117,7 +117,7 @@ def test_usr1_does_not_end_the_launcher(project: Path, new_run: Path, finished: 
 @pytest.mark.slow
 @pytest.mark.fault("E6")
 def test_torchrun_leaves_what_one_process_leaves(project: Path, new_run: Path, finished: Path) -> None:
-    outcome = finish(start(train_arguments(project, new_run, EACH), command=TORCHRUN))
+    outcome = finish(start(train_arguments(project, new_run, EACH), command=TORCHRUN), timeout=400)
     assert outcome.code == 0, outcome
     assert outcome.err.count("done: 40/40 updates") == 1
     assert_same_run(new_run, finished)
