@@ -16,7 +16,7 @@ from s2s.analysis.diagnostics import Diagnostics, gradient_moments
 from s2s.checkpoint import Checkpoints, Loaded, RunLock, require
 from s2s.config import Config
 from s2s.data import tokenizer
-from s2s.data.batches import Batch, Indices, Sampling, collate, group_updates, plan_epoch, valid_batches
+from s2s.data.batches import Batch, Indices, Planned, Sampling, collate, group_updates, plan_epoch, valid_batches
 from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
 from s2s.errors import CheckpointError, ConfigError, DataError
@@ -187,7 +187,7 @@ class EpochData:
     def __init__(self, config: Config, prepared: Prepared) -> None:
         self.config, self.prepared, self.corpus = config, prepared, prepared.train
 
-    def plan(self, epoch: int) -> list[list[Indices]]:
+    def plan(self, epoch: int) -> Planned[list[Indices]]:
         """See `TrainingData.plan`."""
         corpus, settings = self.corpus, self.config.batches
         plan = plan_epoch(corpus.source_lengths, corpus.target_lengths, settings, self.config.seed, epoch)

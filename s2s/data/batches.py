@@ -1,13 +1,15 @@
 """Which pairs make a batch, in which order, and the tensors of one: pure functions of lengths, seed and epoch.
 
-The position within an epoch is the number of batches taken, so to resume is to plan the epoch again and skip.
+The position within an epoch is the number of batches taken. An epoch is planned window by window as its batches are
+asked for, so a training of a large corpus starts, or goes on in the middle of an epoch, without planning the whole.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +22,8 @@ from s2s.data.tokenizer import SamplingSettings, Tokenizers
 from s2s.interfaces import BOS, EOS, PAD
 from s2s.settings import Settings
 
-Lengths = NDArray[np.integer[Any]]
 Indices = NDArray[np.int64]
+Item = TypeVar("Item", covariant=True)
 
 _SOURCE_SHARE = 4  # padded source positions allowed for each target token
 _BLOCK = 4096  # neighbours on disk that stay in one window
@@ -59,25 +61,104 @@ class Batch(NamedTuple):
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
+class Lengths(Protocol):
+    """(n,) lengths, looked up for many pairs at once: an array, in memory or mapped, or what stands for several."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Indices, /) -> NDArray[np.integer[Any]]: ...
+
+
+class Planned(Protocol[Item]):
+    """A sequence whose items are made when they are asked for; a list is one too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+
 def plan_epoch(
     source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings, seed: int, epoch: int
-) -> list[Indices]:
-    """The batches of an epoch, each pair in exactly one; lengths (n,) with EOS counted, ``seed`` and ``epoch`` >= 0.
+) -> EpochPlan:
+    """The batches of an epoch, each pair in exactly one; lengths (n,) with EOS counted, ``seed`` and ``epoch`` >= 0."""
+    blocks = block_edges(len(target_lengths), settings)
+    return EpochPlan(source_lengths, target_lengths, blocks, settings, seed, epoch)
 
-    Blocks of neighbouring pairs are permuted and pooled into windows. Within a window pairs are permuted, sorted by
-    target and source length, and cut; the batches are shuffled.
-    """
-    generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
-    pairs = len(target_lengths)
+
+def block_edges(pairs: int, settings: BatchSettings) -> Indices:
+    """(n, 2) first pair and end of each block of neighbours that stays in one window."""
     block = min(_BLOCK, settings.window)
-    blocks = generator.permutation(-(-pairs // block))
-    batches: list[Indices] = []
-    for first in range(0, len(blocks), settings.window // block):
-        starts = blocks[first : first + settings.window // block] * block
-        pool = np.concatenate([np.arange(start, min(start + block, pairs)) for start in starts])
-        cut = _cut(generator.permutation(pool), source_lengths, target_lengths, settings)
-        batches += [cut[index] for index in generator.permutation(len(cut))]
-    return batches
+    starts = np.arange(0, pairs, block)
+    return np.stack([starts, np.minimum(starts + block, pairs)], axis=1)
+
+
+class EpochPlan:
+    """The batches of an epoch: blocks of neighbouring pairs (n, 2) are permuted and pooled into windows.
+
+    Within a window pairs are permuted, sorted by target and source length, and cut; the batches are shuffled. One
+    window is held at a time. How many batches another one has is told by its lengths alone, without their pairs.
+    """
+
+    def __init__(
+        self,
+        source_lengths: Lengths,
+        target_lengths: Lengths,
+        blocks: Indices,
+        settings: BatchSettings,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self._lengths = source_lengths, target_lengths
+        self._settings, self._counters = settings, [seed, epoch]
+        order = np.random.default_rng(np.random.SeedSequence(self._counters)).permutation(len(blocks))
+        self._blocks = len(blocks)
+        size = settings.window // min(_BLOCK, settings.window)
+        self._windows = [blocks[order[first : first + size]] for first in range(0, len(order), size)]
+        self._ends: list[int] = []  # batches up to the end of each window, as far as they were counted
+        self._held: tuple[int, list[Indices]] = -1, []
+
+    def __len__(self) -> int:
+        while len(self._ends) < len(self._windows):
+            self._count_next()
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int, /) -> Indices:
+        if index < 0:
+            raise IndexError(index)
+        while index >= (self._ends[-1] if self._ends else 0):
+            if len(self._ends) == len(self._windows):
+                raise IndexError(index)
+            self._count_next()
+        window = bisect(self._ends, index)
+        if self._held[0] != window:
+            self._held = window, self._batches(window)
+        return self._held[1][index - (self._ends[window - 1] if window else 0)]
+
+    def __iter__(self) -> Iterator[Indices]:
+        return (self[index] for index in range(len(self)))
+
+    def _pool(self, window: int) -> Indices:
+        return np.concatenate([np.arange(start, end) for start, end in self._windows[window]])
+
+    def _count_next(self) -> None:
+        """One more window: the number of its batches depends on its sorted lengths, not on which pair has which."""
+        window = len(self._ends)
+        pool = self._pool(window)
+        source, target = (lengths[pool].astype(np.int64) for lengths in self._lengths)
+        both = np.sort(target << 32 | source)
+        ends = _ends_of_batches(both & 0xFFFFFFFF, both >> 32, self._settings)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(ends))
+
+    def _batches(self, window: int) -> list[Indices]:
+        """The batches of a window in their order; the first goes on with the generator that permuted the blocks."""
+        counters = [*self._counters, window] if window else self._counters
+        generator = np.random.default_rng(np.random.SeedSequence(counters))
+        if not window:
+            generator.permutation(self._blocks)
+        cut = _cut(generator.permutation(self._pool(window)), *self._lengths, self._settings)
+        return [cut[index] for index in generator.permutation(len(cut))]
 
 
 def valid_batches(source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings) -> list[Indices]:
@@ -85,32 +166,57 @@ def valid_batches(source_lengths: Lengths, target_lengths: Lengths, settings: Ba
     return _cut(np.arange(len(target_lengths)), source_lengths, target_lengths, settings)
 
 
-def group_updates(batches: Sequence[Indices], settings: BatchSettings, world: int = 1) -> list[list[Indices]]:
+def group_updates(batches: Planned[Indices], settings: BatchSettings, world: int = 1) -> Updates:
     """The batches of each update of an epoch: accumulate x world, fewer in the last; rank r takes [r::world]."""
-    slots = settings.accumulate * world
-    return [list(batches[first : first + slots]) for first in range(0, len(batches), slots)]
+    return Updates(batches, settings.accumulate * world)
+
+
+class Updates:
+    """Batches in groups of ``size``, made when they are asked for."""
+
+    def __init__(self, batches: Planned[Indices], size: int) -> None:
+        self._batches, self._size = batches, size
+
+    def __len__(self) -> int:
+        return -(-len(self._batches) // self._size)
+
+    def __getitem__(self, index: int, /) -> list[Indices]:
+        first = index * self._size
+        found = [self._batches[first]]  # IndexError after the last
+        for number in range(first + 1, min(first + self._size, len(self._batches))):
+            found.append(self._batches[number])
+        return found
+
+    def __iter__(self) -> Iterator[list[Indices]]:
+        return (self[index] for index in range(len(self)))
 
 
 def _cut(pool: Indices, source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings) -> list[Indices]:
-    """Sort by target, then source length, ties as they come, and cut.
+    """Sort by target, then source length, ties as they come, and cut."""
+    sources, targets = source_lengths[pool].astype(np.int64), target_lengths[pool].astype(np.int64)
+    order = np.lexsort((sources, targets))
+    pool = pool[order]
+    ends = _ends_of_batches(sources[order], targets[order], settings)
+    return [pool[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _ends_of_batches(sources: Indices, targets: Indices, settings: BatchSettings) -> list[int]:
+    """Where the batches of pairs with these lengths, sorted, end.
 
     A batch closes before its real target tokens pass ``tokens`` or its padded source positions 4 x ``tokens``; a single
     pair over a limit is a batch of its own.
     """
-    pool = pool[np.lexsort((source_lengths[pool], target_lengths[pool]))]
-    sources = source_lengths[pool].astype(np.int64)
-    tokens = np.concatenate([[0], np.cumsum(target_lengths[pool], dtype=np.int64)])
-    batches: list[Indices] = []
+    tokens = np.concatenate([[0], np.cumsum(targets)])
+    ends: list[int] = []
     start = 0
-    while start < len(pool):
+    while start < len(sources):
         end = int(np.searchsorted(tokens, tokens[start] + settings.tokens, side="right")) - 1
         longest = np.maximum.accumulate(sources[start:end])
         padded = longest * np.arange(1, len(longest) + 1)  # source positions if the batch ended here; never falls
         end = start + int(np.searchsorted(padded, _SOURCE_SHARE * settings.tokens, side="right"))
-        end = max(end, start + 1)
-        batches.append(pool[start:end])
-        start = end
-    return batches
+        start = max(end, start + 1)
+        ends.append(start)
+    return ends
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------

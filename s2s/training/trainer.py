@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
-from s2s.data.batches import Batch, Indices
+from s2s.data.batches import Batch, Indices, Planned
 from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
 from s2s.failpoints import hit
 from s2s.progress import Meter, warn
@@ -98,7 +98,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 class TrainingData(Protocol):
     """Batches of a corpus, as functions of the epoch."""
 
-    def plan(self, epoch: int) -> list[list[Indices]]:
+    def plan(self, epoch: int) -> Planned[list[Indices]]:
         """The updates of an epoch, each a list of batches, each an array of pair numbers."""
         ...
 
@@ -225,7 +225,7 @@ class Trainer:
         self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
         self.validate, self.facts, self.state = validate, facts, TrainingState()
         self.signals = signals
-        self._plan: tuple[int, list[list[Indices]]] | None = None
+        self._plan: tuple[int, Planned[list[Indices]]] | None = None
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
 
@@ -359,7 +359,7 @@ class Trainer:
                 totals[name] = (before[0] + float(total), before[1] + float(count))
         self.step.model.decoder.after_update(totals)  # type: ignore[union-attr, operator]
 
-    def _updates(self) -> list[list[Indices]]:
+    def _updates(self) -> Planned[list[Indices]]:
         """The plan of this epoch, made once."""
         if self._plan is None or self._plan[0] != self.state.epoch:
             self._plan = (self.state.epoch, self.data.plan(self.state.epoch))
