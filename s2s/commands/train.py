@@ -14,6 +14,7 @@ from s2s import config as configuration
 from s2s import configfile
 from s2s.analysis.diagnostics import Diagnostics, gradient_moments
 from s2s.checkpoint import Checkpoints, Loaded, RunLock, require
+from s2s.commands.prepare import cache_of, given_tokenizers
 from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.batches import Batch, Indices, Planned, Sampling, collate, group_updates, plan_epoch, valid_batches
@@ -23,7 +24,7 @@ from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import PAD, Attention
 from s2s.progress import say, warn
-from s2s.run import Run, build_model, default_directory, run_of, start_like, warm_start
+from s2s.run import Run, build_model, default_directory, start_like, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -33,8 +34,8 @@ from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_pr
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
-    "training.usr1", "training.skip_nonfinite", "search", "data.test", "data.cache", "data.train", "data.valid",
-    "init_like",
+    "training.usr1", "training.skip_nonfinite", "search", "data.test", "data.cache", "data.valid",
+    "data.train.source", "data.train.target", "data.train.links", "init_like",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
@@ -135,10 +136,8 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
 
 def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
     """The corpora; with the run's own vocabularies where it has them. Raises DataError if the texts changed since."""
-    own = tokenizer.load(run.tokenizer) if loaded is not None else None
-    if loaded is None and config.init_from is not None:
-        own = tokenizer.load(run_of(Path(config.init_from)).tokenizer)
-    prepared = prepare(config.data, config.tokenizer, run.path.parent / ".cache", say, own)
+    own = given_tokenizers(config) if loaded is None else tokenizer.load(run.tokenizer)
+    prepared = prepare(config.data, config.tokenizer, cache_of(run.path), say, own)
     if loaded is None:
         tokenizer.save(prepared.tokenizers, run.tokenizer)
         return prepared
@@ -151,7 +150,7 @@ def _data(config: Config, run: Run, loaded: Loaded | None) -> Prepared:
             raise DataError(f"data.{name}", what, "restore the settings, or start anew in another --run-dir")
         for side, facts in files.items():
             if saved[name][side].get("sha256") != facts["sha256"]:
-                where = getattr(getattr(config.data, name), side)
+                where = config.data.files(name).paths()[side]
                 what = f"changed since step {loaded.step} (sha256 {facts['sha256'][:12]}...)"
                 raise DataError(where, what, "restore the file, or start anew in another --run-dir")
     return prepared
@@ -161,7 +160,7 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
     """Refuse to go on under other settings, except those that may change."""
     refused = []
     for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
-        if key.startswith(_HARMLESS):
+        if key.startswith(_HARMLESS) or (key == "data.train" and _unnamed(old) == _unnamed(new)):
             say(f"changed since the checkpoint: {key}: {old} -> {new}")
         elif key.startswith(_INEXACT):
             warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")
@@ -170,6 +169,13 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
     if refused:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
+
+
+def _unnamed(corpora: Any) -> Any:
+    """What the settings of several corpora say but for names of files, whose content is compared."""
+    if not isinstance(corpora, list):
+        return corpora
+    return [(files.get("tag"), files.get("weight")) for files in corpora]
 
 
 def _check_machine(loaded: Loaded) -> None:
@@ -190,7 +196,8 @@ class EpochData:
     def plan(self, epoch: int) -> Planned[list[Indices]]:
         """See `TrainingData.plan`."""
         corpus, settings = self.corpus, self.config.batches
-        plan = plan_epoch(corpus.source_lengths, corpus.target_lengths, settings, self.config.seed, epoch)
+        lengths, mixture = (corpus.source_lengths, corpus.target_lengths), self.prepared.mixture
+        plan = plan_epoch(*lengths, settings, self.config.seed, epoch, mixture)
         return group_updates(plan, settings)
 
     def batch(self, indices: Indices, epoch: int) -> Batch:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from s2s.data.shards import Corpus, Ids
+from s2s.data.corpora import AnyCorpus
+from s2s.data.shards import Ids
 from s2s.data.tokenizer import SamplingSettings, Tokenizers
 from s2s.interfaces import BOS, EOS, PAD
 from s2s.settings import Settings
@@ -27,6 +28,7 @@ Item = TypeVar("Item", covariant=True)
 
 _SOURCE_SHARE = 4  # padded source positions allowed for each target token
 _BLOCK = 4096  # neighbours on disk that stay in one window
+_OF_TURNS = 1  # tells the draws of `_turns` from those of `EpochPlan`
 
 
 class BatchSettings(Settings):
@@ -79,19 +81,71 @@ class Planned(Protocol[Item]):
     def __iter__(self) -> Iterator[Item]: ...
 
 
+class Mixture(NamedTuple):
+    """Several corpora, whose pairs are numbered through, in other shares than those of their sizes."""
+
+    sizes: Sequence[int]
+    """Pairs of each."""
+    shares: Sequence[float]
+    """Of an epoch, which has as many pairs as all corpora together; they sum to 1."""
+
+
 def plan_epoch(
-    source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings, seed: int, epoch: int
+    source_lengths: Lengths,
+    target_lengths: Lengths,
+    settings: BatchSettings,
+    seed: int,
+    epoch: int,
+    mixture: Mixture | None = None,
 ) -> EpochPlan:
-    """The batches of an epoch, each pair in exactly one; lengths (n,) with EOS counted, ``seed`` and ``epoch`` >= 0."""
-    blocks = block_edges(len(target_lengths), settings)
+    """The batches of an epoch; lengths (n,) with EOS counted, ``seed`` and ``epoch`` >= 0.
+
+    Each pair is in exactly one batch, or with a ``mixture`` as often as its corpus has turns: a corpus is gone through
+    again and again, in an order drawn for each turn, and an epoch goes on where the one before it stopped.
+    """
+    block = min(_BLOCK, settings.window)
+    if mixture is None:
+        blocks = _blocks(0, len(target_lengths), block)
+    else:
+        first = np.cumsum([0, *mixture.sizes])
+        blocks = np.concatenate(
+            [
+                _turns(number, size, amount, block, seed, epoch) + first[number]
+                for number, (size, amount) in enumerate(zip(mixture.sizes, _amounts(mixture), strict=True))
+            ]
+        )
     return EpochPlan(source_lengths, target_lengths, blocks, settings, seed, epoch)
 
 
-def block_edges(pairs: int, settings: BatchSettings) -> Indices:
+def _blocks(start: int, end: int, block: int) -> Indices:
     """(n, 2) first pair and end of each block of neighbours that stays in one window."""
-    block = min(_BLOCK, settings.window)
-    starts = np.arange(0, pairs, block)
-    return np.stack([starts, np.minimum(starts + block, pairs)], axis=1)
+    starts = np.arange(start, end, block)
+    return np.stack([starts, np.minimum(starts + block, end)], axis=1)
+
+
+def _amounts(mixture: Mixture) -> list[int]:
+    """How many pairs of each corpus an epoch has: the largest remainders are rounded up, of equal ones the first."""
+    exact = [share * sum(mixture.sizes) for share in mixture.shares]
+    amounts = [int(amount) for amount in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: (amounts[number] - exact[number], number))
+    for number in by_remainder[: sum(mixture.sizes) - sum(amounts)]:
+        amounts[number] += 1
+    return amounts
+
+
+def _turns(corpus: int, size: int, amount: int, block: int, seed: int, epoch: int) -> Indices:
+    """(n, 2) the stretches of a corpus of ``size`` pairs, numbered from 0, that an epoch of ``amount`` pairs takes."""
+    taken: list[Indices] = []
+    start, stop = epoch * amount, (epoch + 1) * amount  # counted over all turns
+    for turn in range(start // size, -(-stop // size)):
+        generator = np.random.default_rng(np.random.SeedSequence([seed, turn, corpus, _OF_TURNS]))
+        blocks = generator.permutation(_blocks(0, size, block))
+        ends = turn * size + np.cumsum(blocks[:, 1] - blocks[:, 0])
+        begins = ends - (blocks[:, 1] - blocks[:, 0])
+        blocks[:, 0] += np.maximum(start - begins, 0)
+        blocks[:, 1] -= np.maximum(ends - stop, 0)
+        taken.append(blocks[blocks[:, 0] < blocks[:, 1]])
+    return np.concatenate([*taken, np.empty((0, 2), np.int64)])
 
 
 class EpochPlan:
@@ -230,7 +284,7 @@ class Sampling(NamedTuple):
     epoch: int
 
 
-def collate(corpus: Corpus, indices: Indices, tokenizers: Tokenizers, sampling: Sampling | None = None) -> Batch:
+def collate(corpus: AnyCorpus, indices: Indices, tokenizers: Tokenizers, sampling: Sampling | None = None) -> Batch:
     """The tensors of the pairs ``indices``: the segmentation that the corpus holds, or one that is drawn now."""
     pairs = [int(index) for index in indices]
     rows = [corpus.pair(index) for index in pairs] if sampling is None else _draw(corpus, pairs, tokenizers, sampling)
@@ -256,7 +310,7 @@ def collate(corpus: Corpus, indices: Indices, tokenizers: Tokenizers, sampling: 
     )
 
 
-def _draw(corpus: Corpus, pairs: Sequence[int], tokenizers: Tokenizers, sampling: Sampling) -> list[tuple[Ids, Ids]]:
+def _draw(corpus: AnyCorpus, pairs: Sequence[int], tokenizers: Tokenizers, sampling: Sampling) -> list[tuple[Ids, Ids]]:
     """A segmentation of both sides of each pair, EOS at the end."""
     rows: list[tuple[Ids, Ids]] = []
     for index in pairs:
