@@ -32,6 +32,7 @@ PAGES = [
         "docs/compare.md",
         "docs/serve.md",
         "docs/report.md",
+        "docs/prepare.md",
     )
     if (path := ROOT / name).is_file()
 ]

@@ -251,9 +251,10 @@ def _serve(work: Work, connection: Connection) -> None:
             part = connection.recv()
         except EOFError:
             return
+        result: Exception | None = None
         try:
             encoder(part)
-        except Exception as error:  # told to the process that asked, which raises it
-            connection.send(error)
-        else:
-            connection.send(None)
+        except Exception as error:  # the process that asked is told, and raises it
+            result = error
+        with suppress(BrokenPipeError):  # that process is gone, as the next turn finds out
+            connection.send(result)

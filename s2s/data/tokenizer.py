@@ -62,8 +62,8 @@ class SentencePieceSettings(TokenizerSettings):
     character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
     """The share of all characters that get a piece, the others are unknown; below 1 for Chinese or Japanese."""
     learn_from: int = Field(default=1_000_000, gt=0)
-    """Lines of the training texts, at most, that the pieces are learned from. Of a larger text one line is drawn from
-    each of so many equal stretches, always the same ones."""
+    """Pairs, at most, that the pieces are learned from. Of more than that, one is drawn from each of so many equal
+    stretches of the text, always the same ones."""
     sampling: SamplingSettings | None = None
     """Vary the segmentation of training pairs; null always takes the best one."""
 
