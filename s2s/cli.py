@@ -80,6 +80,21 @@ def train(
 
 
 @app.command()
+def prepare(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="The run that it is for; the cache is beside it. Default: runs/FOLDER-NAME.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that encode.")] = 1,
+) -> None:
+    """Learn the vocabularies and encode the corpora, so that train starts at once; again goes on where it stopped."""
+    from s2s.commands.prepare import prepare as command
+
+    command(config, overrides or (), run_dir, jobs)
+
+
+@app.command()
 def translate(
     source: Annotated[
         Path | None, typer.Argument(metavar="[INPUT]", help="Text file; default: standard input.")

@@ -109,7 +109,7 @@ class Config(Settings):
         if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
             raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
         if self.objective.guided is not None:
-            if self.data.train.links is None:
+            if all(files.links is None for files in self.data.corpora):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")
             if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
                 raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")

@@ -28,6 +28,10 @@ class S2SError(Exception):
         text = f"{self.where}: {self.what}" if self.where else self.what
         super().__init__(f"{text}; {self.todo}" if self.todo else text)
 
+    def __reduce__(self) -> tuple[type[S2SError], tuple[str, str, str]]:
+        """So that one process can tell another of it."""
+        return type(self), (self.where, self.what, self.todo)
+
 
 class UsageError(S2SError):
     """The command line asks for something that cannot be."""

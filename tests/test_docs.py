@@ -33,6 +33,7 @@ PAGES = [
         "docs/serve.md",
         "docs/report.md",
         "docs/scale.md",
+        "docs/prepare.md",
     )
     if (path := ROOT / name).is_file()
 ]

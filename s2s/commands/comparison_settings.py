@@ -22,7 +22,7 @@ from s2s import configfile
 from s2s.checkpoint import replace_file
 from s2s.config import Config
 from s2s.configfile import FilePath
-from s2s.data.prepare import PairFiles
+from s2s.data.prepare import DataSettings, PairFiles
 from s2s.errors import ConfigError, UsageError
 from s2s.evaluation import MetricName
 from s2s.evaluation.bands import LENGTHS, Bands
@@ -192,7 +192,7 @@ def measured_on(settings: ComparisonSettings, cells: Sequence[Cell]) -> PairFile
 
 def contents(files: PairFiles) -> dict[str, str]:
     """SHA-256 of each file of a corpus. Raises ConfigError for one that cannot be read."""
-    return {side: _digest(Path(path)) for side, path in files.model_dump(exclude_none=True).items()}
+    return {side: _digest(path) for side, path in files.paths().items()}
 
 
 def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str]) -> str:
@@ -201,18 +201,30 @@ def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str
     Settings that have their default do not count, so that a row stays good when s2s gets more settings.
     """
     data = cell.config.data
-    corpora = [contents(files) for files in (data.train, data.valid) if files is not None and cell.recipe is not None]
+    corpora = [
+        contents(files) for files in (*data.corpora, data.valid) if files is not None and cell.recipe is not None
+    ]
     trained = {
         "config": cell.config.model_dump(
             mode="json", exclude_defaults=True, exclude={"data", "init_like", "init_from"}
         ),
-        "limits": data.model_dump(mode="json", include={"max_length", "invalid_utf8"}),
+        "limits": data.model_dump(mode="json", include={"max_length", "invalid_utf8"}) | _mixing(data),
         "corpora": corpora,
         "first": None if cell.first is None else _start(cell.first.config),
         "from": cell.config.init_from and Path(cell.config.init_from).name,
         "run": None if cell.recipe is not None else run_of(cell.run).identity(),
     }
     return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown])
+
+
+def _mixing(data: DataSettings) -> dict[str, object]:
+    """What else decides which pairs are learned from, as far as it was asked for."""
+    filters = data.model_dump(
+        mode="json", exclude_defaults=True, include={"temperature", "max_ratio", "drop_copies", "drop_repeats"}
+    )
+    if isinstance(data.train, tuple):
+        filters["corpora"] = [[files.weight, files.tag] for files in data.train]
+    return filters
 
 
 _FILES = {"data", "init_like", "init_from"}

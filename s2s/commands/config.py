@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -83,7 +84,7 @@ def description(model: type[BaseModel], key: str | None = None) -> str:
             raise ConfigError("", f"{path} is not a setting{place}")
     lines: list[str] = []
     for owner, field in fields:
-        kind = f" (kind: {configfile.kind_of(owner)})" if len(fields) > 1 else ""
+        kind = f" ({_label(owner)})" if len(fields) > 1 else ""
         lines += [f"{key}{kind}: {words(field)}", *_indented(_meaning(field))]
     if key and not fields:  # the path ends in a kind
         lines += [key, *_indented(_documentation(owners[0]))]
@@ -91,10 +92,16 @@ def description(model: type[BaseModel], key: str | None = None) -> str:
     return "\n".join(lines).strip()
 
 
+def _label(owner: type[BaseModel]) -> str:
+    """What tells a settings class from the others that may stand in its place: its kind, or else its name in words."""
+    kind = configfile.kind_of(owner)
+    return f"kind: {kind}" if kind else re.sub("(?<=[a-z])(?=[A-Z])", " ", owner.__name__).lower()
+
+
 def _contents(owners: list[type[BaseModel]]) -> list[str]:
     """The keys of the only settings class, or the kinds there are."""
     if len(owners) > 1:
-        kinds = [(str(configfile.kind_of(owner)), _documentation(owner)) for owner in owners]
+        kinds = [(_label(owner).removeprefix("kind: "), _documentation(owner)) for owner in owners]
         return ["", "kinds:", *(f"  {kind}: {_summary(text)}" for kind, text in kinds)]
     entries = [(name, field) for owner in owners for name, field in owner.model_fields.items()]
     lines = ["", "keys:"] if entries else []
@@ -221,7 +228,7 @@ def reference(model: type[BaseModel]) -> str:
             lines += [f"The same as {first}.", ""]
             continue
         for settings in classes:
-            lines += [f"### kind: {configfile.kind_of(settings)}", ""] if len(classes) > 1 else []
+            lines += [f"### {_label(settings)}", ""] if len(classes) > 1 else []
             lines += [_documentation(settings), "", *_table(settings), ""] if key else [*_table(settings), ""]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -321,7 +321,7 @@ def _words(options: Options, models: Sequence[Trained]) -> Words:
     edges, text = options.frequency_bands, options.frequency_from
     bands = Bands.parse(edges) if edges is not None else Bands(FREQUENCIES)
     if text is None:
-        texts = {Path(trained.config.data.train.target) for trained in models}
+        texts = {Path(files.target) for trained in models for files in trained.config.data.corpora}
         if len(texts) > 1:
             raise UsageError("eval", "the runs learned from different texts", "give --frequency-from FILE")
         text = texts.pop()

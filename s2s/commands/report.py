@@ -133,7 +133,7 @@ def _numbers(text: str) -> list[int]:
 
 def _texts(config: Config) -> list[Path]:
     """Every file of text that the settings name, so that the page replaces none of them."""
-    splits = (config.data.train, config.data.valid, config.data.test)
+    splits = (*config.data.corpora, config.data.valid, config.data.test)
     return [Path(name) for split in splits if split is not None for name in (split.source, split.target)]
 
 

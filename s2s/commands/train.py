@@ -15,9 +15,10 @@ from s2s import config as configuration
 from s2s import configfile
 from s2s.analysis.diagnostics import Diagnostics, gradient_moments
 from s2s.checkpoint import Checkpoints, Loaded, RunLock, load, require
+from s2s.commands.prepare import cache_of, given_tokenizers
 from s2s.config import Config
 from s2s.data import tokenizer
-from s2s.data.batches import Batch, Indices, Sampling, collate, group_updates, plan_epoch, valid_batches
+from s2s.data.batches import Batch, Indices, Planned, Sampling, collate, group_updates, plan_epoch, valid_batches
 from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
 from s2s.distributed import World
@@ -25,7 +26,7 @@ from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import PAD, Attention
 from s2s.progress import say, silent, warn
-from s2s.run import Run, build_model, default_directory, run_of, start_like, warm_start
+from s2s.run import Run, build_model, default_directory, start_like, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -36,7 +37,7 @@ _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
     "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "search", "data.test", "data.cache",
-    "data.train", "data.valid", "init_like",
+    "data.valid", "data.train.source", "data.train.target", "data.train.links", "init_like",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
@@ -180,10 +181,8 @@ def _require_same(facts: dict[str, Any], world: World) -> None:
 
 def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prepared:
     """The corpora; with the run's own vocabularies where it has them. Raises DataError if the texts changed since."""
-    own = tokenizer.load(run.tokenizer) if loaded is not None or not world.first else None
-    if own is None and config.init_from is not None:
-        own = tokenizer.load(run_of(Path(config.init_from)).tokenizer)
-    prepared = prepare(config.data, config.tokenizer, run.path.parent / ".cache", say, own)
+    own = given_tokenizers(config) if loaded is None and world.first else tokenizer.load(run.tokenizer)
+    prepared = prepare(config.data, config.tokenizer, cache_of(run.path), say, own)
     if loaded is None:
         if world.first:
             tokenizer.save(prepared.tokenizers, run.tokenizer)
@@ -197,7 +196,7 @@ def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prep
             raise DataError(f"data.{name}", what, "restore the settings, or start anew in another --run-dir")
         for side, facts in files.items():
             if saved[name][side].get("sha256") != facts["sha256"]:
-                where = getattr(getattr(config.data, name), side)
+                where = config.data.files(name).paths()[side]
                 what = f"changed since step {loaded.step} (sha256 {facts['sha256'][:12]}...)"
                 raise DataError(where, what, "restore the file, or start anew in another --run-dir")
     return prepared
@@ -207,7 +206,7 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
     """Refuse to go on under other settings, except those that may change."""
     refused = []
     for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
-        if key.startswith(_HARMLESS):
+        if key.startswith(_HARMLESS) or (key == "data.train" and _unnamed(old) == _unnamed(new)):
             say(f"changed since the checkpoint: {key}: {old} -> {new}")
         elif key.startswith(_INEXACT):
             warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")
@@ -216,6 +215,13 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
     if refused:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
+
+
+def _unnamed(corpora: Any) -> Any:
+    """What the settings of several corpora say but for names of files, whose content is compared."""
+    if not isinstance(corpora, list):
+        return corpora
+    return [(files.get("tag"), files.get("weight")) for files in corpora]
 
 
 def _check_machine(loaded: Loaded, world: World) -> None:
@@ -233,16 +239,18 @@ class EpochData:
     def __init__(self, config: Config, prepared: Prepared, world: World) -> None:
         """Raises DataError for a corpus that would leave a process without work."""
         self.config, self.prepared, self.corpus, self.processes = config, prepared, prepared.train, world.size
-        batches = sum(map(len, self.plan(0, 0))) if world.size > 1 else 1
+        batches = len(self._batches(0)) if world.size > 1 else 1
         if batches < world.size:
             what = f"has {batches} batches an epoch, too few for {world.size} processes"
-            raise DataError(config.data.train.source, what, "start fewer processes, or lower batches.tokens")
+            raise DataError("data.train", what, "start fewer processes, or lower batches.tokens")
 
-    def plan(self, epoch: int, taken: int) -> list[list[Indices]]:
+    def plan(self, epoch: int, taken: int) -> Planned[list[Indices]]:
         """See `TrainingData.plan`."""
-        corpus, settings = self.corpus, self.config.batches
-        plan = plan_epoch(corpus.source_lengths, corpus.target_lengths, settings, self.config.seed, epoch)
-        return group_updates(plan[taken:], settings, self.processes)
+        return group_updates(self._batches(epoch), self.config.batches, self.processes, taken)
+
+    def _batches(self, epoch: int) -> Planned[Indices]:
+        lengths, mixture = (self.corpus.source_lengths, self.corpus.target_lengths), self.prepared.mixture
+        return plan_epoch(*lengths, self.config.batches, self.config.seed, epoch, mixture)
 
     def batch(self, indices: Indices, epoch: int) -> Batch:
         """See `TrainingData.batch`."""

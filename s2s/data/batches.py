@@ -1,13 +1,15 @@
 """Which pairs make a batch, in which order, and the tensors of one: pure functions of lengths, seed and epoch.
 
-The position within an epoch is the number of batches taken, so to resume is to plan the epoch again and skip.
+The position within an epoch is the number of batches taken. An epoch is planned window by window as its batches are
+asked for, so a training of a large corpus starts, or goes on in the middle of an epoch, without planning the whole.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,16 +17,18 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from s2s.data.shards import Corpus, Ids
+from s2s.data.corpora import AnyCorpus
+from s2s.data.shards import Ids
 from s2s.data.tokenizer import SamplingSettings, Tokenizers
 from s2s.interfaces import BOS, EOS, PAD
 from s2s.settings import Settings
 
-Lengths = NDArray[np.integer[Any]]
 Indices = NDArray[np.int64]
+Item = TypeVar("Item", covariant=True)
 
 _SOURCE_SHARE = 4  # padded source positions allowed for each target token
 _BLOCK = 4096  # neighbours on disk that stay in one window
+_OF_TURNS = 1  # tells the draws of `_turns` from those of `EpochPlan`
 
 
 class BatchSettings(Settings):
@@ -59,25 +63,156 @@ class Batch(NamedTuple):
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def plan_epoch(
-    source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings, seed: int, epoch: int
-) -> list[Indices]:
-    """The batches of an epoch, each pair in exactly one; lengths (n,) with EOS counted, ``seed`` and ``epoch`` >= 0.
+class Lengths(Protocol):
+    """(n,) lengths, looked up for many pairs at once: an array, in memory or mapped, or what stands for several."""
 
-    Blocks of neighbouring pairs are permuted and pooled into windows. Within a window pairs are permuted, sorted by
-    target and source length, and cut; the batches are shuffled.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Indices, /) -> NDArray[np.integer[Any]]: ...
+
+
+class Planned(Protocol[Item]):
+    """A sequence whose items are made when they are asked for; a list is one too."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+
+class Mixture(NamedTuple):
+    """Several corpora, whose pairs are numbered through, in other shares than those of their sizes."""
+
+    sizes: Sequence[int]
+    """Pairs of each."""
+    shares: Sequence[float]
+    """Of an epoch, which has as many pairs as all corpora together; they sum to 1."""
+
+
+def plan_epoch(
+    source_lengths: Lengths,
+    target_lengths: Lengths,
+    settings: BatchSettings,
+    seed: int,
+    epoch: int,
+    mixture: Mixture | None = None,
+) -> EpochPlan:
+    """The batches of an epoch; lengths (n,) with EOS counted, ``seed`` and ``epoch`` >= 0.
+
+    Each pair is in exactly one batch, or with a ``mixture`` as often as its corpus has turns: a corpus is gone through
+    again and again, in an order drawn for each turn, and an epoch goes on where the one before it stopped.
     """
-    generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
-    pairs = len(target_lengths)
     block = min(_BLOCK, settings.window)
-    blocks = generator.permutation(-(-pairs // block))
-    batches: list[Indices] = []
-    for first in range(0, len(blocks), settings.window // block):
-        starts = blocks[first : first + settings.window // block] * block
-        pool = np.concatenate([np.arange(start, min(start + block, pairs)) for start in starts])
-        cut = _cut(generator.permutation(pool), source_lengths, target_lengths, settings)
-        batches += [cut[index] for index in generator.permutation(len(cut))]
-    return batches
+    if mixture is None:
+        blocks = _blocks(0, len(target_lengths), block)
+    else:
+        first = np.cumsum([0, *mixture.sizes])
+        blocks = np.concatenate(
+            [
+                _turns(number, size, amount, block, seed, epoch) + first[number]
+                for number, (size, amount) in enumerate(zip(mixture.sizes, _amounts(mixture), strict=True))
+            ]
+        )
+    return EpochPlan(source_lengths, target_lengths, blocks, settings, seed, epoch)
+
+
+def _blocks(start: int, end: int, block: int) -> Indices:
+    """(n, 2) first pair and end of each block of neighbours that stays in one window."""
+    starts = np.arange(start, end, block)
+    return np.stack([starts, np.minimum(starts + block, end)], axis=1)
+
+
+def _amounts(mixture: Mixture) -> list[int]:
+    """How many pairs of each corpus an epoch has: the largest remainders are rounded up, of equal ones the first."""
+    exact = [share * sum(mixture.sizes) for share in mixture.shares]
+    amounts = [int(amount) for amount in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: (amounts[number] - exact[number], number))
+    for number in by_remainder[: sum(mixture.sizes) - sum(amounts)]:
+        amounts[number] += 1
+    return amounts
+
+
+def _turns(corpus: int, size: int, amount: int, block: int, seed: int, epoch: int) -> Indices:
+    """(n, 2) the stretches of a corpus of ``size`` pairs, numbered from 0, that an epoch of ``amount`` pairs takes."""
+    taken: list[Indices] = []
+    start, stop = epoch * amount, (epoch + 1) * amount  # counted over all turns
+    for turn in range(start // size, -(-stop // size)):
+        generator = np.random.default_rng(np.random.SeedSequence([seed, turn, corpus, _OF_TURNS]))
+        blocks = generator.permutation(_blocks(0, size, block))
+        ends = turn * size + np.cumsum(blocks[:, 1] - blocks[:, 0])
+        begins = ends - (blocks[:, 1] - blocks[:, 0])
+        blocks[:, 0] += np.maximum(start - begins, 0)
+        blocks[:, 1] -= np.maximum(ends - stop, 0)
+        taken.append(blocks[blocks[:, 0] < blocks[:, 1]])
+    return np.concatenate([*taken, np.empty((0, 2), np.int64)])
+
+
+class EpochPlan:
+    """The batches of an epoch: blocks of neighbouring pairs (n, 2) are permuted and pooled into windows.
+
+    Within a window pairs are permuted, sorted by target and source length, and cut; the batches are shuffled. One
+    window is held at a time. How many batches another one has is told by its lengths alone, without their pairs.
+    """
+
+    def __init__(
+        self,
+        source_lengths: Lengths,
+        target_lengths: Lengths,
+        blocks: Indices,
+        settings: BatchSettings,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        self._lengths = source_lengths, target_lengths
+        self._settings, self._counters = settings, [seed, epoch]
+        order = np.random.default_rng(np.random.SeedSequence(self._counters)).permutation(len(blocks))
+        self._blocks = len(blocks)
+        size = settings.window // min(_BLOCK, settings.window)
+        self._windows = [blocks[order[first : first + size]] for first in range(0, len(order), size)]
+        self._ends: list[int] = []  # batches up to the end of each window, as far as they were counted
+        self._held: tuple[int, list[Indices]] = -1, []
+
+    def __len__(self) -> int:
+        while len(self._ends) < len(self._windows):
+            self._count_next()
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int, /) -> Indices:
+        if index < 0:
+            raise IndexError(index)
+        while index >= (self._ends[-1] if self._ends else 0):
+            if len(self._ends) == len(self._windows):
+                raise IndexError(index)
+            self._count_next()
+        window = bisect(self._ends, index)
+        if self._held[0] != window:
+            self._held = window, self._batches(window)
+        return self._held[1][index - (self._ends[window - 1] if window else 0)]
+
+    def __iter__(self) -> Iterator[Indices]:
+        return (self[index] for index in range(len(self)))
+
+    def _pool(self, window: int) -> Indices:
+        return np.concatenate([np.arange(start, end) for start, end in self._windows[window]])
+
+    def _count_next(self) -> None:
+        """One more window: the number of its batches depends on its sorted lengths, not on which pair has which."""
+        window = len(self._ends)
+        pool = self._pool(window)
+        source, target = (lengths[pool].astype(np.int64) for lengths in self._lengths)
+        both = np.sort(target << 32 | source)
+        ends = _ends_of_batches(both & 0xFFFFFFFF, both >> 32, self._settings)
+        self._ends.append((self._ends[-1] if self._ends else 0) + len(ends))
+
+    def _batches(self, window: int) -> list[Indices]:
+        """The batches of a window in their order; the first goes on with the generator that permuted the blocks."""
+        counters = [*self._counters, window] if window else self._counters
+        generator = np.random.default_rng(np.random.SeedSequence(counters))
+        if not window:
+            generator.permutation(self._blocks)
+        cut = _cut(generator.permutation(self._pool(window)), *self._lengths, self._settings)
+        return [cut[index] for index in generator.permutation(len(cut))]
 
 
 def valid_batches(source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings) -> list[Indices]:
@@ -85,32 +220,60 @@ def valid_batches(source_lengths: Lengths, target_lengths: Lengths, settings: Ba
     return _cut(np.arange(len(target_lengths)), source_lengths, target_lengths, settings)
 
 
-def group_updates(batches: Sequence[Indices], settings: BatchSettings, world: int = 1) -> list[list[Indices]]:
-    """The batches of each update of an epoch: accumulate x world, fewer in the last; rank r takes [r::world]."""
-    slots = settings.accumulate * world
-    return [list(batches[first : first + slots]) for first in range(0, len(batches), slots)]
+def group_updates(batches: Planned[Indices], settings: BatchSettings, world: int = 1, taken: int = 0) -> Updates:
+    """The batches of each update of an epoch: accumulate x world, fewer in the last; rank r takes [r::world].
+
+    The first ``taken`` batches are left out.
+    """
+    return Updates(batches, settings.accumulate * world, taken)
+
+
+class Updates:
+    """Batches in groups of ``size``, made when they are asked for; the first ``taken`` are left out."""
+
+    def __init__(self, batches: Planned[Indices], size: int, taken: int) -> None:
+        self._batches, self._size, self._taken = batches, size, taken
+
+    def __len__(self) -> int:
+        return -(-(len(self._batches) - self._taken) // self._size)
+
+    def __getitem__(self, index: int, /) -> list[Indices]:
+        first = self._taken + index * self._size
+        found = [self._batches[first]]  # IndexError after the last
+        for number in range(first + 1, min(first + self._size, len(self._batches))):
+            found.append(self._batches[number])
+        return found
+
+    def __iter__(self) -> Iterator[list[Indices]]:
+        return (self[index] for index in range(len(self)))
 
 
 def _cut(pool: Indices, source_lengths: Lengths, target_lengths: Lengths, settings: BatchSettings) -> list[Indices]:
-    """Sort by target, then source length, ties as they come, and cut.
+    """Sort by target, then source length, ties as they come, and cut."""
+    sources, targets = source_lengths[pool].astype(np.int64), target_lengths[pool].astype(np.int64)
+    order = np.lexsort((sources, targets))
+    pool = pool[order]
+    ends = _ends_of_batches(sources[order], targets[order], settings)
+    return [pool[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _ends_of_batches(sources: Indices, targets: Indices, settings: BatchSettings) -> list[int]:
+    """Where the batches of pairs with these lengths, sorted, end.
 
     A batch closes before its real target tokens pass ``tokens`` or its padded source positions 4 x ``tokens``; a single
     pair over a limit is a batch of its own.
     """
-    pool = pool[np.lexsort((source_lengths[pool], target_lengths[pool]))]
-    sources = source_lengths[pool].astype(np.int64)
-    tokens = np.concatenate([[0], np.cumsum(target_lengths[pool], dtype=np.int64)])
-    batches: list[Indices] = []
+    tokens = np.concatenate([[0], np.cumsum(targets)])
+    ends: list[int] = []
     start = 0
-    while start < len(pool):
+    while start < len(sources):
         end = int(np.searchsorted(tokens, tokens[start] + settings.tokens, side="right")) - 1
         longest = np.maximum.accumulate(sources[start:end])
         padded = longest * np.arange(1, len(longest) + 1)  # source positions if the batch ended here; never falls
         end = start + int(np.searchsorted(padded, _SOURCE_SHARE * settings.tokens, side="right"))
-        end = max(end, start + 1)
-        batches.append(pool[start:end])
-        start = end
-    return batches
+        start = max(end, start + 1)
+        ends.append(start)
+    return ends
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
@@ -124,7 +287,7 @@ class Sampling(NamedTuple):
     epoch: int
 
 
-def collate(corpus: Corpus, indices: Indices, tokenizers: Tokenizers, sampling: Sampling | None = None) -> Batch:
+def collate(corpus: AnyCorpus, indices: Indices, tokenizers: Tokenizers, sampling: Sampling | None = None) -> Batch:
     """The tensors of the pairs ``indices``: the segmentation that the corpus holds, or one that is drawn now."""
     pairs = [int(index) for index in indices]
     rows = [corpus.pair(index) for index in pairs] if sampling is None else _draw(corpus, pairs, tokenizers, sampling)
@@ -150,7 +313,7 @@ def collate(corpus: Corpus, indices: Indices, tokenizers: Tokenizers, sampling: 
     )
 
 
-def _draw(corpus: Corpus, pairs: Sequence[int], tokenizers: Tokenizers, sampling: Sampling) -> list[tuple[Ids, Ids]]:
+def _draw(corpus: AnyCorpus, pairs: Sequence[int], tokenizers: Tokenizers, sampling: Sampling) -> list[tuple[Ids, Ids]]:
     """A segmentation of both sides of each pair, EOS at the end."""
     rows: list[tuple[Ids, Ids]] = []
     for index in pairs:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import sentencepiece
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from s2s.analysis.alignment import parse_links
 from s2s.checkpoint import replace_file
 from s2s.configfile import FilePath
 from s2s.data import shards, tokenizer
-from s2s.data.shards import Corpus, Example
-from s2s.data.text import Invalid, Pair, PairCounts, TextCounts, read_lines, read_pairs, shared_pairs
+from s2s.data.batches import Mixture
+from s2s.data.corpora import AnyCorpus, Corpora, shared_pairs
+from s2s.data.digests import Digests, signature
+from s2s.data.encode import Rules, Work, encode
+from s2s.data.shards import Corpus
+from s2s.data.text import (
+    Invalid,
+    LineIndex,
+    PairCounts,
+    TextCounts,
+    index_lines,
+    last_line,
+    normalise,
+    read_lines,
+    require_two_files,
+    sample,
+    usable_pairs,
+)
 from s2s.data.tokenizer import SamplingSettings, SentencePieceSettings, Tokenizers, WhitespaceSettings
 from s2s.errors import CheckpointError, DataError
+from s2s.interfaces import UNK
+from s2s.progress import Meter
 from s2s.settings import Settings
 
 Notify = Callable[[str], None]
 Fingerprint = dict[str, dict[str, Any]]
+
+_PART = 1 << 16  # lines of a part
 
 
 class PairFiles(Settings):
@@ -38,22 +60,78 @@ class PairFiles(Settings):
     links: FilePath | None = None
     """Word links in Pharaoh form (0-0 1-2: source word, target word), a line a pair; for guided attention."""
 
+    def paths(self) -> dict[str, Path]:
+        """The files, by side."""
+        return {side: Path(path) for side in ("source", "target", "links") if (path := getattr(self, side)) is not None}
+
+
+class TrainFiles(PairFiles):
+    """One of several corpora to learn from."""
+
+    name: str | None = Field(default=None, min_length=1)
+    """What to call it in messages; null: data.train and its number, from 0."""
+    weight: float | None = Field(default=None, gt=0)
+    """Its share of the pairs of an epoch, relative to the weights of the others; given for all corpora or for none."""
+    tag: str | None = None
+    """A word that is put in front of every source, such as <to-de>, and is one piece of the vocabulary: by it a model
+    knows the language that is wanted, or the kind of text. Texts to translate, those of data.valid and data.test too,
+    have it in front of each line."""
+
+    @field_validator("tag")
+    @classmethod
+    def _tag_is_a_word(cls, tag: str | None) -> str | None:
+        if tag is not None and (len(tag.split()) != 1 or normalise(tag)[0] != tag or "▁" in tag):
+            raise ValueError(f"{tag!r} is not one word")
+        return tag
+
 
 class DataSettings(Settings):
     """The texts to learn from and to measure on."""
 
-    train: PairFiles
-    """What the model learns from."""
+    train: PairFiles | tuple[TrainFiles, ...]
+    """What the model learns from: a source and a target, or a list of such."""
     valid: PairFiles | None = None
     """What progress is measured on during training."""
     test: PairFiles | None = None
     """What `s2s eval` measures on."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Of several corpora each has a share of an epoch in proportion to its pairs to the power 1 / temperature: 1 is
+    their own sizes, more evens them out. Null without weights: every pair once an epoch."""
     max_length: int = Field(default=256, gt=0)
     """Pairs with more words or pieces than this on a side are left out, and counted."""
+    max_ratio: float | None = Field(default=None, ge=1)
+    """Training pairs with more pieces than this on one side for each piece on the other are left out, and counted."""
+    drop_copies: bool = False
+    """Leave out training pairs whose source equals the target, and count them."""
+    drop_repeats: bool = False
+    """Leave out training pairs that are equal to an earlier one of the same corpus, and count them. Equal is told by
+    hashes of eight bytes."""
     invalid_utf8: Invalid = "error"
     """What to do with a line that is not UTF-8: refuse the file, put U+FFFD (replace), or leave out the pair (drop)."""
     cache: FilePath | None = None
     """Where encoded corpora are kept for the next run; null is a folder beside the run."""
+
+    @property
+    def corpora(self) -> tuple[PairFiles, ...]:
+        """What the model learns from, as a list whether or not it is one."""
+        return self.train if isinstance(self.train, tuple) else (self.train,)
+
+    def files(self, key: str) -> PairFiles:
+        """The files of a corpus by its key in `Prepared.fingerprint`, such as train, train.1 or valid."""
+        name, _, number = key.partition(".")
+        found: PairFiles = self.corpora[int(number or 0)] if name == "train" else getattr(self, name)
+        return found
+
+    @model_validator(mode="after")
+    def _shares_are_clear(self) -> Self:
+        if not self.corpora:
+            raise ValueError("train: the list is empty")
+        weighted = [isinstance(files, TrainFiles) and files.weight is not None for files in self.corpora]
+        if any(weighted) and not all(weighted):
+            raise ValueError("train: give every corpus a weight, or none")
+        if any(weighted) and self.temperature is not None:
+            raise ValueError("temperature: there are weights already; keep one of the two")
+        return self
 
 
 class Prepared(NamedTuple):
@@ -62,10 +140,15 @@ class Prepared(NamedTuple):
     tokenizers: Tokenizers
     sampling: SamplingSettings | None
     """How segmentations are drawn for training batches; None takes the best one."""
-    train: Corpus
+    train: AnyCorpus
     valid: Corpus | None
     fingerprint: dict[str, Fingerprint]
-    """{train, valid}: {source, target, links}: {sha256, bytes, lines} of the files as they were read."""
+    """By corpus (train or train.0, train.1, ...; valid): {source, target, links}: {sha256, bytes, lines} of the files
+    as they were read."""
+    mixture: Mixture | None
+    """What share of an epoch each training corpus has; None takes every pair once."""
+    counts: list[PairCounts]
+    """What was read, dropped and kept of each corpus, those to learn from first."""
 
 
 def prepare(
@@ -74,61 +157,129 @@ def prepare(
     cache: Path,
     notify: Notify,
     tokenizers: Tokenizers | None = None,
+    jobs: int = 1,
 ) -> Prepared:
     """Learn the tokenizers unless they are given, encode the corpora, and reuse whatever the cache has already.
 
     ``notify`` gets a summary and the warnings, one line each, the same ones when a corpus is reused. ``cache`` is used
-    where the settings name no folder. Raises DataError for files that cannot be used, OSError where the cache cannot be
-    written.
+    where the settings name no folder. ``jobs`` processes encode; their number changes nothing else. Raises DataError
+    for files that cannot be used, OSError where the cache cannot be written.
     """
     folder = Path(settings.cache) if settings.cache is not None else cache
-    train_files = _Files("data", settings.train, settings)
-    valid_files = None if settings.valid is None else _Files("valid", settings.valid, settings)
+    digests = Digests(folder)
+    learned_from = [_Files(*names, files, settings, digests, True) for names, files in _named(settings)]
+    valid_files = None if settings.valid is None else _Files("valid", "valid", settings.valid, settings, digests, False)
     if settings.test is not None:  # read only after training, when it is too late to learn that it is missing
-        _Files("test", settings.test, settings)
+        _Files("test", "test", settings.test, settings, digests, False)
+    digests.save()
     if tokenizers is None:
-        tokenizers = _tokenizers(train_files, tokenizer_settings, folder, notify)
-    train = _corpus(train_files, tokenizers, folder, notify)
-    fingerprint = {"train": train_files.fingerprint(train)}
+        tokenizers = _tokenizers(learned_from, tokenizer_settings, folder, notify)
+    for files in learned_from:
+        files.require_tag(tokenizers)
+    cached = _Cache(folder, tokenizers, notify, digests, jobs)
+    parts, counts, fingerprint = [], [], {}
+    for files in learned_from:
+        corpus, own = cached.corpus(files)
+        parts.append(corpus)
+        counts.append(own)
+        fingerprint[files.key] = files.fingerprint(own)
+    train: AnyCorpus = Corpora(parts) if len(parts) > 1 else parts[0]
     valid = None
     if valid_files is not None:
-        valid = _corpus(valid_files, tokenizers, folder, notify, train=(train_files, train))
-        fingerprint["valid"] = valid_files.fingerprint(valid)
+        valid, own = cached.corpus(valid_files, (learned_from, train))
+        counts.append(own)
+        fingerprint["valid"] = valid_files.fingerprint(own)
+    digests.save()
     sampling = tokenizer_settings.sampling if isinstance(tokenizer_settings, SentencePieceSettings) else None
-    return Prepared(tokenizers, sampling, train, valid, fingerprint)
+    mixture = _mixture(settings, [len(part) for part in parts])
+    return Prepared(tokenizers, sampling, train, valid, fingerprint, mixture, counts)
+
+
+def _named(settings: DataSettings) -> Iterator[tuple[tuple[str, str], PairFiles]]:
+    """The corpora to learn from, each with its key and its name in messages."""
+    if not isinstance(settings.train, tuple):
+        yield ("train", "data"), settings.train
+        return
+    for number, files in enumerate(settings.train):
+        yield (f"train.{number}", files.name or f"data.train.{number}"), files
+
+
+def _mixture(settings: DataSettings, sizes: Sequence[int]) -> Mixture | None:
+    weights = [files.weight for files in settings.corpora if isinstance(files, TrainFiles) and files.weight is not None]
+    if settings.temperature is not None:
+        weights = [size ** (1 / settings.temperature) for size in sizes]
+    return Mixture(sizes, [weight / sum(weights) for weight in weights]) if weights else None
 
 
 class _Files:
     """The files of one corpus, and what their content is."""
 
-    def __init__(self, name: str, files: PairFiles, settings: DataSettings) -> None:
-        self.name = name
-        self.settings = settings
-        self.paths = {side: Path(path) for side, path in files.model_dump().items() if path is not None}
+    def __init__(
+        self, key: str, name: str, files: PairFiles, settings: DataSettings, digests: Digests, filtered: bool
+    ) -> None:
+        self.key, self.name, self.paths = key, name, files.paths()
         for path in self.paths.values():  # refuses what is missing or no regular file, with the usual words
             next(read_lines(path, counts=TextCounts(), invalid=settings.invalid_utf8), None)
-        self.content = {side: _content(path) for side, path in self.paths.items()}
+        require_two_files(self.paths["source"], self.paths["target"])
+        self.signatures = {side: signature(path) for side, path in self.paths.items()}
+        self.content = {side: digests(path) for side, path in self.paths.items()}
+        self.rules = Rules(
+            settings.max_length,
+            settings.invalid_utf8,
+            settings.max_ratio if filtered else None,
+            filtered and settings.drop_copies,
+            files.tag if isinstance(files, TrainFiles) else None,
+        )
+        self.drop_repeats = filtered and settings.drop_repeats
 
-    def pairs(self, counts: PairCounts) -> Iterator[Pair]:
-        """The usable pairs, read again at each call."""
-        source, target = self.paths["source"], self.paths["target"]
-        length, invalid = self.settings.max_length, self.settings.invalid_utf8
-        return read_pairs(source, target, max_length=length, invalid=invalid, counts=counts, name=self.name)
+    @cached_property
+    def indexes(self) -> dict[str, LineIndex]:
+        """Where the lines of each file are. Raises DataError where the files do not have the same number of them."""
+        found = {side: index_lines(path, _PART) for side, path in self.paths.items()}
+        source, target = found["source"], found["target"]
+        if source.lines != target.lines:
+            longer = "source" if source.lines > target.lines else "target"
+            counts = PairCounts()
+            for side in ("source", "target"):
+                one: TextCounts = getattr(counts, side)
+                one.where, one.lines = str(self.paths[side]), found[side].lines
+            counts.require_equal_lines(last_line(self.paths[longer], found[longer]))
+        if "links" in found and found["links"].lines != source.lines:
+            what = f"has {found['links'].lines} lines, {self.paths['source']} has {source.lines}"
+            raise DataError(self.paths["links"], what)
+        return found
 
-    def require_unchanged(self) -> None:
-        """Raises DataError if a file is not what it was at the start."""
+    def texts(self, number: int) -> Iterator[tuple[str, str]]:
+        """The usable pairs of so many lines, spread over the files, without tags. Raises DataError."""
+        lines = self.indexes["source"].lines
+        counts = PairCounts(name=self.name, max_length=self.rules.max_length)
+        source, target = (
+            read_lines(self.paths[side], counts=one, invalid=self.rules.invalid, only=sample(lines, number))
+            for side, one in (("source", counts.source), ("target", counts.target))
+        )
+        sides = zip(source, target, strict=False)
+        for pair in usable_pairs(sides, sample(lines, number), counts):
+            if not (self.rules.drop_copies and pair.source == pair.target):
+                yield pair.source, pair.target
+        counts.pairs = counts.source.lines
+        counts.require_some()
+
+    def require_tag(self, tokenizers: Tokenizers) -> None:
+        """Raises DataError unless the tag is one piece."""
+        tag = self.rules.tag
+        if tag is not None and (len(ids := tokenizers.source.encode(tag)) != 1 or ids == [UNK]):
+            what = f"the tag {tag} is not a piece of the vocabulary"
+            raise DataError(f"data.{self.key}", what, "learn a vocabulary with it: tags of data.train are pieces")
+
+    def require_unchanged(self, digests: Digests) -> None:
+        """Raises DataError if a file does not contain what it did at the start."""
         for side, path in self.paths.items():
-            if _content(path) != self.content[side]:
+            if digests(path) != self.content[side]:
                 raise DataError(path, "changed while it was read", "start again")
 
-    def fingerprint(self, corpus: Corpus) -> Fingerprint:
+    def fingerprint(self, counts: PairCounts) -> Fingerprint:
         """SHA-256, bytes and lines of each file."""
-        return {side: content | {"lines": corpus.facts["lines"]} for side, content in self.content.items()}
-
-
-def _content(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": os.fstat(file.fileno()).st_size}
+        return {side: content | {"lines": counts.pairs} for side, content in self.content.items()}
 
 
 def _key(*parts: object) -> str:
@@ -141,21 +292,25 @@ def _key(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class _Texts:
-    """The texts of a corpus, which may be gone through more than once."""
+    """The texts of corpora, which may be gone through more than once; of more than ``limit`` lines a sample."""
 
-    files: _Files
+    corpora: Sequence[_Files]
+    limit: int | None
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return ((pair.source, pair.target) for pair in self.files.pairs(PairCounts()))
+        sizes = [files.indexes["source"].lines for files in self.corpora]
+        limit = sum(sizes) if self.limit is None else min(self.limit, sum(sizes))
+        for files, lines in zip(self.corpora, sizes, strict=True):
+            yield from files.texts(max(1, limit * lines // max(1, sum(sizes))))
 
 
 def _tokenizers(
-    files: _Files, settings: SentencePieceSettings | WhitespaceSettings, cache: Path, notify: Notify
+    corpora: Sequence[_Files], settings: SentencePieceSettings | WhitespaceSettings, cache: Path, notify: Notify
 ) -> Tokenizers:
-    limits = (files.settings.max_length, files.settings.invalid_utf8)
-    content = [files.content[side]["sha256"] for side in ("source", "target")]
+    rules = [asdict(files.rules) for files in corpora]
+    content = [[files.content[side]["sha256"] for side in ("source", "target")] for files in corpora]
     learned_from = settings.model_dump(exclude={"sampling"})
-    folder = cache / f"tokenizer-{_key(content, limits, learned_from, sentencepiece.__version__)}"
+    folder = cache / f"tokenizer-{_key(content, rules, learned_from, sentencepiece.__version__)}"
     warnings = folder / "warnings.json"
     try:
         tokenizers = tokenizer.load(folder)
@@ -165,7 +320,9 @@ def _tokenizers(
     except (CheckpointError, OSError, ValueError):
         pass  # not there yet, or damaged: learning it again gives the same
     lines: list[str] = []
-    tokenizers = tokenizer.train(settings, _Texts(files), lines.append)
+    limit = settings.learn_from if isinstance(settings, SentencePieceSettings) else None
+    tags = sorted({files.rules.tag for files in corpora if files.rules.tag is not None})
+    tokenizers = tokenizer.train(settings, _Texts(corpora, limit), lines.append, tags)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(warnings, json.dumps(lines).encode())
     tokenizer.save(tokenizers, folder)
@@ -177,94 +334,132 @@ def _tokenizers(
 # --- corpora ----------------------------------------------------------------------------------------------------------
 
 
-def _corpus(
-    files: _Files,
-    tokenizers: Tokenizers,
-    cache: Path,
-    notify: Notify,
-    train: tuple[_Files, Corpus] | None = None,
-) -> Corpus:
-    """Encode a corpus or find it in the cache. ``train`` is the one that it should have no pair in common with."""
-    limits = (files.settings.max_length, files.settings.invalid_utf8)
-    others = None if train is None else train[0].content
-    folder = cache / f"{files.name}-{_key(files.content, tokenizers.fingerprint, limits, others)}"
-    corpus = _reopen(folder, notify)
-    if corpus is None:
-        counts = PairCounts()
+@dataclass(frozen=True)
+class _Cache:
+    """Where encoded corpora are kept, and how they get there."""
 
-        def facts() -> dict[str, Any]:
-            notes = [counts.summary(), *counts.warnings()]
-            if train is not None and (shared := _shared(train[1], files)):
-                notes.append(f"{files.name}: {shared} pairs are in the training data too")
-            files.require_unchanged()
-            return {"lines": counts.pairs, "notes": notes}
+    folder: Path
+    tokenizers: Tokenizers
+    notify: Notify
+    digests: Digests
+    jobs: int
 
-        vocabulary = max(tokenizers.source.size, tokenizers.target.size)
-        shards.write(folder, _encode(files, tokenizers, counts), vocabulary=vocabulary, facts=facts)
-        corpus = shards.open_corpus(folder)
-    for note in corpus.facts["notes"]:
-        notify(note)
-    return corpus
+    def corpus(
+        self, files: _Files, train: tuple[Sequence[_Files], AnyCorpus] | None = None
+    ) -> tuple[Corpus, PairCounts]:
+        """Encode a corpus or find it. ``train`` is what it should have no pair in common with."""
+        others = None if train is None else [one.content for one in train[0]]
+        rules = [asdict(files.rules), files.drop_repeats]
+        kind = "valid" if files.key == "valid" else "data"
+        folder = self.folder / f"{kind}-{_key(files.content, self.tokenizers.fingerprint, rules, others)}"
+        found = self._reopen(folder, files)
+        if found is None:
+            with self._alone(folder):
+                found = self._reopen(folder, files) or self._make(folder, files, train)
+        corpus, counts = found
+        for note in [counts.summary(), *counts.warnings()]:
+            self.notify(note)
+        if shared := corpus.facts.get("shared"):
+            self.notify(f"{files.name}: {shared} pairs are in the training data too")
+        return corpus, counts
+
+    def _reopen(self, folder: Path, files: _Files) -> tuple[Corpus, PairCounts] | None:
+        try:
+            corpus = shards.open_corpus(folder, self.digests)
+            return corpus, _counts(corpus.facts, files)
+        except FileNotFoundError:
+            return None
+        except DataError as error:
+            self.notify(f"{error.where}: {error.what}; the corpus is encoded again")
+            shutil.rmtree(folder)
+            return None
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Of several processes that want the same corpus one makes it, and the others wait."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / f".{folder.name}.lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self.notify(f"waiting for another process that prepares {folder}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _make(
+        self, folder: Path, files: _Files, train: tuple[Sequence[_Files], AnyCorpus] | None
+    ) -> tuple[Corpus, PairCounts]:
+        parts = self.folder / f".{folder.name}.parts"
+        work = Work(files.name, files.paths, files.indexes, files.signatures, files.rules, self.tokenizers, parts)
+        try:
+            self._make_parts(work)
+            self._join(folder, work, files, None if train is None else train[1])
+        except DataError:  # of files like these nothing can be made, so nobody will go on with the parts
+            shutil.rmtree(parts, ignore_errors=True)
+            raise
+        shutil.rmtree(parts)
+        corpus = shards.open_corpus(folder, self.digests)
+        return corpus, _counts(corpus.facts, files)
+
+    def _make_parts(self, work: Work) -> None:
+        """Make the parts that are not there yet."""
+        missing = [part for part in range(work.parts) if not self._is_whole(work.path(part))]
+        if len(missing) < work.parts:
+            self.notify(f"{work.name}: {work.parts - len(missing)} of {work.parts} parts are there already")
+        began, lines = time.monotonic(), sum(map(work.lines, missing))
+        with Meter(f"encoding {work.name}", lines) as meter:
+
+            def done(part: int) -> None:
+                rate = (meter.done + work.lines(part)) / (time.monotonic() - began)
+                meter.advance(work.lines(part), f"{rate:,.0f} lines/s")
+
+            encode(work, missing, self.jobs, done)
+
+    @staticmethod
+    def _is_whole(part: Path) -> bool:
+        """Whether a part is there from an earlier time; one that is damaged is removed."""
+        try:
+            shards.open_corpus(part)
+            return True
+        except FileNotFoundError:
+            return False
+        except DataError:
+            shutil.rmtree(part)
+            return False
+
+    def _join(self, folder: Path, work: Work, files: _Files, train: AnyCorpus | None) -> None:
+        """Make one corpus of all parts. Raises DataError if no pair is left, or a file has changed."""
+        parts = [work.path(part) for part in range(work.parts)]
+        counts = _counts({"counts": asdict(PairCounts(max_length=files.rules.max_length))}, files)
+        for part in parts:
+            counts.add(_counts(shards.facts(part), files))
+        counts.require_some()
+        repeats = shards.repeated(parts)
+        counts.repeats = int(repeats.sum())
+        without = None
+        if files.drop_repeats:
+            # A pair that repeats an earlier one is a copy of itself if that one is.
+            counts.kept, counts.repeated, counts.repeats, without = (
+                counts.kept - counts.repeats,
+                counts.repeats,
+                0,
+                repeats,
+            )
+        facts: dict[str, Any] = {"counts": asdict(counts)}
+        if train is not None:
+            facts["shared"] = shared_pairs(train, shards.hashes(parts))
+        vocabulary = max(self.tokenizers.source.size, self.tokenizers.target.size)
+        files.require_unchanged(self.digests)
+        shards.join(folder, parts, vocabulary=vocabulary, without=without, facts=facts)
 
 
-def _reopen(folder: Path, notify: Notify) -> Corpus | None:
+def _counts(facts: dict[str, Any], files: _Files) -> PairCounts:
+    """What was counted, under the names that the files have now. Raises DataError if it is damaged."""
     try:
-        return shards.open_corpus(folder)
-    except FileNotFoundError:
-        return None
-    except DataError as error:
-        notify(f"{error.where}: {error.what}; the corpus is encoded again")
-        shutil.rmtree(folder)
-        return None
-
-
-def _shared(train: Corpus, files: _Files) -> int:
-    """How many pairs of the files are in the training corpus too."""
-    known = (Pair(*train.text(index), line=train.line(index)) for index in range(len(train)))
-    return shared_pairs(known, files.pairs(PairCounts()))
-
-
-def _encode(files: _Files, tokenizers: Tokenizers, counts: PairCounts) -> Iterator[Example]:
-    """The pairs with their ids, without those that have too many pieces. Raises DataError, also if none is left."""
-    limit = files.settings.max_length
-    links = _Links(files.paths["links"]) if "links" in files.paths else None
-    for pair in files.pairs(counts):
-        source, target = tokenizers.source.encode(pair.source), tokenizers.target.encode(pair.target)
-        if max(len(source), len(target)) > limit:
-            counts.too_long += 1
-            counts.kept -= 1
-        else:
-            own = None if links is None else links.of(pair)
-            yield Example(pair.source, pair.target, source, target, pair.line, own)
-    if links is not None:
-        links.require_lines(counts.pairs, files.paths["source"])
-
-
-class _Links:
-    """A file of word links, read in step with its pairs."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._counts = TextCounts()
-        self._lines = read_lines(path, counts=self._counts)
-
-    def of(self, pair: Pair) -> frozenset[tuple[int, int]]:
-        """The links of a pair, sure and possible; pairs are asked for in order. Raises DataError."""
-        text: str | None = None
-        for _ in range(self._counts.lines, pair.line):
-            text = next(self._lines, None)
-        where = f"{self._path}: line {pair.line}"
-        links = parse_links(text or "", where).possible
-        words = pair.source.count(" ") + 1, pair.target.count(" ") + 1
-        for source, target in sorted(links):
-            if source >= words[0] or target >= words[1]:
-                what = f"the link {source}-{target} is outside a pair of {words[0]} and {words[1]} words"
-                raise DataError(where, what, "write source-target, counted from 0")
-        return links
-
-    def require_lines(self, expected: int, source: Path) -> None:
-        """Raises DataError unless there is a line for each line of the corpus."""
-        for _ in self._lines:
-            pass
-        if self._counts.lines != expected:
-            raise DataError(self._path, f"has {self._counts.lines} lines, {source} has {expected}")
+        own = facts["counts"]
+        sides = {side: TextCounts(**own[side] | {"where": str(files.paths[side])}) for side in ("source", "target")}
+        return PairCounts(**own | sides | {"name": files.name})
+    except (LookupError, TypeError) as error:
+        raise DataError(
+            files.name, f"what was counted is damaged: {error}", "remove the folder of encoded corpora"
+        ) from error

@@ -1,37 +1,43 @@
 """An encoded corpus on disk, memory-mapped: ids of the best segmentation, normalised text, word links, line numbers.
 
 A corpus is a folder. A column of rows of different lengths is two files: ``NAME.bin`` with the values of all rows, and
-``NAME.starts.bin`` with the n + 1 positions (little-endian int64) between which the rows lie. ``meta.json`` names every
-file with its size and SHA-256. Writing needs constant memory; an open corpus holds 8 bytes a pair, its two lengths.
+``NAME.starts.bin`` with the n + 1 positions (little-endian int64) between which the rows lie; a column of one number a
+pair is one file. ``meta.json`` names every file with its size and SHA-256. Writing, joining and reading need constant
+memory: an open corpus holds nothing but its maps.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from s2s.data.digests import describe
+from s2s.data.text import pair_hash
 from s2s.errors import DataError
 from s2s.interfaces import EOS
 
-FORMAT = 1
+FORMAT = 2
 """Changes whenever the same corpus would be written differently."""
 
 Ids = NDArray[np.integer[Any]]
 
 _IDS = ("source_ids", "target_ids")
 _TEXTS = ("source_text", "target_text")
+_ROWS = (*_IDS, *_TEXTS, "links")
+_NUMBERS = {"lines": "<i8", "source_lengths": "<i4", "target_lengths": "<i4", "hashes": "<u8"}
+"""The columns of one number a pair."""
 _META = "meta.json"
-_FILES = {f"{name}{part}" for name in (*_IDS, *_TEXTS, "links") for part in (".bin", ".starts.bin")} | {"lines.bin"}
+_FILES = {f"{name}{part}" for name in _ROWS for part in (".bin", ".starts.bin")} | {f"{name}.bin" for name in _NUMBERS}
+_CHUNK = 1 << 20  # pairs that are looked at together
+_BUCKET = 1 << 21  # pairs whose hashes are sorted together
 
 
 class Example(NamedTuple):
@@ -63,6 +69,11 @@ class _Column:
         self._starts.write(self._count.to_bytes(8, "little"))
 
 
+def _kind(vocabulary: int) -> str:
+    """The type of ids below ``vocabulary``."""
+    return "<u2" if vocabulary <= 1 << 16 else "<i4"
+
+
 def write(
     folder: Path, examples: Iterable[Example], *, vocabulary: int, facts: Callable[[], dict[str, Any]] = dict
 ) -> None:
@@ -71,16 +82,21 @@ def write(
     ``vocabulary`` is the number of ids of the larger side. ``facts`` is asked, after the last example, for what is to
     be kept beside the corpus (JSON). If the folder exists already, it stays as it is. Raises OSError.
     """
+    kind = _kind(vocabulary)
+    with _appearing(folder) as temporary:
+        pairs, has_links = _write_columns(temporary, examples, kind)
+        _write_meta(temporary, {"pairs": pairs, "ids": kind, "links": has_links, "facts": facts()})
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the name of ``folder`` at the end of the context, unless there is one by then."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The name is new, so two processes may write the same corpus; the first one to finish wins.
     temporary = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     temporary.mkdir()
     try:
-        kind = "<u2" if vocabulary <= 1 << 16 else "<i4"
-        pairs, has_links = _write_columns(temporary, examples, kind)
-        meta = {"format": FORMAT, "pairs": pairs, "ids": kind, "links": has_links, "facts": facts()}
-        meta["files"] = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-        (temporary / _META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        yield temporary
         try:
             temporary.rename(folder)
         except OSError:
@@ -90,6 +106,12 @@ def write(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _write_meta(folder: Path, meta: dict[str, Any]) -> None:
+    files = {path.name: describe(path) for path in sorted(folder.iterdir())}
+    text = json.dumps({"format": FORMAT} | meta | {"files": files}, indent=1) + "\n"
+    (folder / _META).write_text(text, encoding="utf-8")
+
+
 def _write_columns(folder: Path, examples: Iterable[Example], kind: str) -> tuple[int, bool]:
     """Write all but the description; how many pairs there are, and whether any came with links."""
     pairs, has_links = 0, False
@@ -97,7 +119,7 @@ def _write_columns(folder: Path, examples: Iterable[Example], kind: str) -> tupl
         ids = [_Column(folder, name, kind, files) for name in _IDS]
         texts = [_Column(folder, name, "u1", files) for name in _TEXTS]
         links = _Column(folder, "links", "<i4", files)
-        lines = files.enter_context((folder / "lines.bin").open("wb"))
+        numbers = {name: files.enter_context((folder / f"{name}.bin").open("wb")) for name in _NUMBERS}
         for example in examples:
             pairs += 1
             has_links = has_links or example.links is not None
@@ -106,13 +128,105 @@ def _write_columns(folder: Path, examples: Iterable[Example], kind: str) -> tupl
             texts[0].add(example.source.encode())
             texts[1].add(example.target.encode())
             links.add([word for link in sorted(example.links or ()) for word in link])
-            lines.write(example.line.to_bytes(8, "little"))
+            numbers["lines"].write(example.line.to_bytes(8, "little"))
+            numbers["source_lengths"].write((len(example.source_ids) + 1).to_bytes(4, "little"))
+            numbers["target_lengths"].write((len(example.target_ids) + 1).to_bytes(4, "little"))
+            numbers["hashes"].write(pair_hash(example.source, example.target).to_bytes(8, "little"))
     return pairs, has_links
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def join(
+    folder: Path,
+    parts: Sequence[Path],
+    *,
+    vocabulary: int,
+    without: NDArray[np.bool_] | None = None,
+    facts: dict[str, Any],
+) -> None:
+    """Write the pairs of several corpora, one after the other, as one; ``without`` (n,) bool leaves pairs out.
+
+    The result is that of `write` for the same examples. The parts were written for the same vocabulary, and are taken
+    as they are, unchecked. Raises OSError.
+    """
+    kind = _kind(vocabulary)
+    with _appearing(folder) as temporary:
+        pairs, has_links = 0, False
+        for corpus, kept in _parts(parts, without):
+            pairs += len(corpus) if kept is None else int(kept.sum())
+            has_links = has_links or corpus.has_links
+        for name in _NUMBERS:
+            with (temporary / f"{name}.bin").open("wb") as file:
+                for corpus, kept in _parts(parts, without):
+                    column = corpus.column(name)
+                    file.write((column if kept is None else column[kept]).tobytes())
+        for name in _ROWS:
+            _join_rows(temporary, name, parts, without)
+        _write_meta(temporary, {"pairs": pairs, "ids": kind, "links": has_links, "facts": facts})
+
+
+def _parts(
+    parts: Sequence[Path], without: NDArray[np.bool_] | None
+) -> Iterator[tuple[Corpus, NDArray[np.bool_] | None]]:
+    """Each part with (n,) bool which of its pairs are kept, None if all are."""
+    first = 0
+    for path in parts:
+        corpus = Corpus(path, json.loads((path / _META).read_bytes()))
+        dropped = None if without is None else without[first : first + len(corpus)]
+        first += len(corpus)
+        yield corpus, None if dropped is None or not dropped.any() else ~dropped
+
+
+def _join_rows(folder: Path, name: str, parts: Sequence[Path], without: NDArray[np.bool_] | None) -> None:
+    count = 0
+    with (folder / f"{name}.bin").open("wb") as values, (folder / f"{name}.starts.bin").open("wb") as starts:
+        starts.write(bytes(8))
+        for corpus, kept in _parts(parts, without):
+            own_values, own_starts = corpus.rows(name)
+            lengths = np.diff(own_starts)
+            if kept is not None:
+                own_values = own_values[np.repeat(kept, lengths)]
+                lengths = lengths[kept]
+            values.write(own_values.tobytes())
+            starts.write((count + np.cumsum(lengths)).astype("<i8").tobytes())
+            count += len(own_values)
+
+
+def facts(part: Path) -> dict[str, Any]:
+    """What was written beside a corpus, taken as it is."""
+    found: dict[str, Any] = json.loads((part / _META).read_bytes())["facts"]
+    return found
+
+
+def hashes(parts: Sequence[Path]) -> Iterator[NDArray[np.uint64]]:
+    """The eight bytes that stand for each pair, a part at a time."""
+    return (np.fromfile(part / "hashes.bin", "<u8") for part in parts)
+
+
+def repeated(parts: Sequence[Path]) -> NDArray[np.bool_]:
+    """(n,) bool over the pairs of all parts: whether an earlier pair has the same hash.
+
+    Takes a byte a pair, and some 100 MB for the pairs whose hashes fall into one bucket.
+    """
+    total = sum(len(column) for column in hashes(parts))
+    result = np.zeros(total, np.bool_)
+    buckets = -(-total // _BUCKET)
+    for bucket in range(buckets):
+        values, places, first = [], [], 0
+        for column in hashes(parts):
+            own = np.flatnonzero(column % np.uint64(buckets) == bucket)
+            values.append(column[own])
+            places.append(own + first)
+            first += len(column)
+        value, place = np.concatenate(values), np.concatenate(places)
+        order = np.argsort(value, kind="stable")  # of equal ones the first stays first
+        result[place[order[1:]][value[order[1:]] == value[order[:-1]]]] = True
+    return result
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 class Corpus:
@@ -125,21 +239,23 @@ class Corpus:
         """Whether word links came with the corpus."""
         self._length: int = meta["pairs"]
         kinds = dict.fromkeys(_IDS, meta["ids"]) | dict.fromkeys(_TEXTS, "u1") | {"links": "<i4"}
-        self._values = {name: _map(folder / f"{name}.bin", kind) for name, kind in kinds.items()}
-        self._starts = {name: _map(folder / f"{name}.starts.bin", "<i8") for name in kinds}
-        self._lines = _map(folder / "lines.bin", "<i8")
-        lengths = [np.diff(self._starts[name]).astype(np.int32) for name in _IDS]
-        self.source_lengths: NDArray[np.int32] = lengths[0]
-        """(n,) pieces of each source, EOS counted."""
-        self.target_lengths: NDArray[np.int32] = lengths[1]
-        """(n,) pieces of each target, EOS counted."""
+        self._rows = {
+            name: (_map(folder / f"{name}.bin", kind), _map(folder / f"{name}.starts.bin", "<i8"))
+            for name, kind in kinds.items()
+        }
+        self._numbers = {name: _map(folder / f"{name}.bin", kind) for name, kind in _NUMBERS.items()}
+        self.source_lengths: NDArray[np.int32] = self._numbers["source_lengths"]
+        """(n,) pieces of each source, EOS counted; mapped, not read."""
+        self.target_lengths: NDArray[np.int32] = self._numbers["target_lengths"]
+        """(n,) pieces of each target, EOS counted; mapped, not read."""
 
     def __len__(self) -> int:
         return self._length
 
     def _row(self, name: str, index: int) -> NDArray[Any]:
-        start, end = self._starts[name][index : index + 2]
-        return self._values[name][start:end]
+        values, starts = self._rows[name]
+        start, end = starts[index : index + 2]
+        return values[start:end]
 
     def pair(self, index: int) -> tuple[Ids, Ids]:
         """The ids of both sides, EOS at the end, as views of the file."""
@@ -156,19 +272,35 @@ class Corpus:
 
     def line(self, index: int) -> int:
         """The number of the pair's line in the original files, from 1."""
-        return int(self._lines[index])
+        return int(self._numbers["lines"][index])
+
+    def hashes(self) -> Iterator[NDArray[np.uint64]]:
+        """The eight bytes that stand for each pair, some at a time."""
+        column = self._numbers["hashes"]
+        return (column[start : start + _CHUNK] for start in range(0, len(column), _CHUNK))
+
+    def column(self, name: str) -> NDArray[Any]:
+        """(n,) one of the columns of one number a pair."""
+        return self._numbers[name]
+
+    def rows(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """The values of one of the other columns, and the n + 1 places between which its rows lie."""
+        return self._rows[name]
 
 
 def _map(path: Path, kind: str) -> NDArray[Any]:
     if not path.stat().st_size:  # an empty file cannot be mapped
         return np.empty(0, kind)
-    return np.memmap(path, kind, mode="r")
+    # A plain view: the library's own class of maps takes ten times as long to look up a row.
+    return np.memmap(path, kind, mode="r").view(np.ndarray)
 
 
-def open_corpus(folder: Path) -> Corpus:
-    """What `write` wrote, every byte checked. Raises FileNotFoundError if there is none, DataError if it is damaged."""
-    path = folder / _META
-    text = path.read_bytes()
+def open_corpus(folder: Path, describe: Callable[[Path], dict[str, Any]] = describe) -> Corpus:
+    """What `write` wrote, every byte checked by ``describe``, which gives the size and SHA-256 of a file.
+
+    Raises FileNotFoundError if there is none, DataError if it is damaged.
+    """
+    text = (folder / _META).read_bytes()
     try:
         meta = json.loads(text)
         if meta["format"] != FORMAT:
@@ -177,7 +309,7 @@ def open_corpus(folder: Path) -> Corpus:
             raise DataError(folder, "is damaged: it names files that are not its own", "remove it")
         for name, description in meta["files"].items():
             # What is no regular file, such as a pipe, is not even opened: it could make us wait for ever.
-            if not (folder / name).is_file() or _describe(folder / name) != description:
+            if not (folder / name).is_file() or describe(folder / name) != description:
                 raise DataError(folder / name, "is damaged: its content is not what was written", "remove the folder")
         return Corpus(folder, meta)
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OSError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import gzip
+import io
 import itertools
 import os
 import re
@@ -15,13 +16,14 @@ import secrets
 import stat
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Literal, Protocol, Self
+from typing import BinaryIO, Literal, NamedTuple, Protocol, Self
 
 from s2s.errors import DataError, S2SError, SystemRefused, UsageError, printable
 
@@ -83,6 +85,8 @@ class TextCounts:
 
     where: str = ""
     """The name of the file in messages."""
+    before: int = 0
+    """Lines of the file that lie before the first one that is counted."""
     lines: int = 0
     blank: int = 0
     """Lines with nothing left after normalisation."""
@@ -98,6 +102,18 @@ class TextCounts:
     """Lines with exactly one tab."""
     braces: int = 0
     """Lines that start with `{`."""
+
+    @property
+    def line(self) -> int:
+        """The number in the file, from 1, of the line that was read last."""
+        return self.before + self.lines
+
+    def add(self, other: TextCounts) -> None:
+        """Take in what was met in a later stretch of the same file."""
+        self.where = self.where or other.where
+        self.first_invalid = self.first_invalid or other.first_invalid
+        for name in ("lines", "blank", "invalid_utf8", "oversized", "controls", "one_tab", "braces"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def warnings(self) -> list[str]:
         """What a reader of the output should know, one line each; for translation, where no line is dropped."""
@@ -126,8 +142,9 @@ def read_lines(
     invalid: Invalid = "error",
     remedy: str = REMEDY,
     allow_pipe: bool = False,
+    only: Iterable[int] | None = None,
 ) -> Iterator[str | None]:
-    """The normalised lines of a file, plain or gzip, one by one.
+    """The normalised lines of a file, plain or gzip, one by one; or ``only`` those of these numbers, ascending from 1.
 
     None stands for a line that was given up: invalid with ``invalid="drop"``, or over `LONGEST_LINE` bytes. What
     training reads must be a regular file, because it is read again; ``allow_pipe`` admits what can be read only once.
@@ -135,11 +152,11 @@ def read_lines(
     """
     path = Path(path)
     with _opened(path, allow_pipe) as stream:
-        yield from read_stream(stream, counts=counts, invalid=invalid, remedy=remedy, where=str(path))
+        yield from read_stream(stream, counts=counts, invalid=invalid, remedy=remedy, where=str(path), only=only)
 
 
 @contextmanager
-def _opened(path: Path, allow_pipe: bool) -> Iterator[LineSource]:
+def _opened(path: Path, allow_pipe: bool) -> Iterator[io.BufferedIOBase]:
     """A file's bytes, unpacked if they are gzip. Raises DataError if it cannot be opened."""
     _require_readable(path, allow_pipe)
     try:
@@ -178,18 +195,22 @@ def read_stream(
     invalid: Invalid = "replace",
     remedy: str = REMEDY,
     where: str = "standard input",
+    only: Iterable[int] | None = None,
 ) -> Iterator[str | None]:
     """As `read_lines`, over an open binary stream; takes no line from it before it is asked for one."""
     counts.where = where
+    wanted = itertools.count(1) if only is None else iter(only)
+    number = next(wanted, None)
     with _told_where(where, counts):
-        while raw := stream.readline(LONGEST_LINE + 1):
+        while number is not None and (raw := stream.readline(LONGEST_LINE + 1)):
             counts.lines += 1
-            if len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+            oversized = len(raw) > LONGEST_LINE and not raw.endswith(b"\n")
+            if oversized:
                 _skip_line(stream)
-                counts.oversized += 1
-                yield None
-            else:
-                yield _decode(raw.removesuffix(b"\n"), counts, invalid, remedy)
+            if counts.lines == number:
+                number = next(wanted, None)
+                counts.oversized += oversized
+                yield None if oversized else _decode(raw.removesuffix(b"\n"), counts, invalid, remedy)
 
 
 @contextmanager
@@ -198,10 +219,10 @@ def _told_where(where: str, counts: TextCounts) -> Iterator[None]:
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        what = f"broken gzip data after line {counts.lines}: {error}"
+        what = f"broken gzip data after line {counts.line}: {error}"
         raise DataError(where, what, "fetch or compress the file again") from error
     except OSError as error:
-        raise DataError(where, f"cannot be read after line {counts.lines}: {error.strerror}") from error
+        raise DataError(where, f"cannot be read after line {counts.line}: {error.strerror}") from error
 
 
 def _skip_line(stream: LineSource) -> None:
@@ -213,22 +234,22 @@ def _skip_line(stream: LineSource) -> None:
 
 def _decode(raw: bytes, counts: TextCounts, invalid: Invalid, remedy: str) -> str | None:
     """The normalised text of one line without its LF; what is noteworthy about it goes into ``counts``."""
-    if counts.lines <= _SNIFFED_LINES and _looks_like_utf16(raw, first=counts.lines == 1):
+    if counts.line <= _SNIFFED_LINES and _looks_like_utf16(raw, first=counts.line == 1):
         raise DataError(counts.where, "is UTF-16, not UTF-8", "convert it (iconv -f utf-16 -t utf-8)")
-    if counts.lines == 1 and raw.startswith(_GZIP):
+    if counts.line == 1 and raw.startswith(_GZIP):
         raise DataError(counts.where, "is packed with gzip", "unpack it first (gunzip)")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         if invalid == "error":
-            what = f"line {counts.lines}, byte {error.start + 1}: 0x{raw[error.start]:02x} is not UTF-8"
+            what = f"line {counts.line}, byte {error.start + 1}: 0x{raw[error.start]:02x} is not UTF-8"
             raise DataError(counts.where, what, remedy) from None
         counts.invalid_utf8 += 1
-        counts.first_invalid = counts.first_invalid or counts.lines
+        counts.first_invalid = counts.first_invalid or counts.line
         if invalid == "drop":
             return None
         text = raw.decode("utf-8", errors="replace")
-    if counts.lines == 1:
+    if counts.line == 1:
         text = text.removeprefix("\ufeff")  # the byte order mark
     counts.one_tab += text.count("\t") == 1
     counts.braces += text.startswith("{")
@@ -265,6 +286,80 @@ def _require_readable(path: Path, allow_pipe: bool) -> None:
         raise DataError(path, "is a pipe or a device, which cannot be read twice", "write it to a file first")
 
 
+# --- stretches of lines -----------------------------------------------------------------------------------------------
+
+
+class LineIndex(NamedTuple):
+    """Where the lines of a file are, so that several processes can read stretches of it."""
+
+    lines: int
+    stride: int
+    """Lines of a stretch; the last one may have fewer."""
+    starts: tuple[int, ...]
+    """The byte at which each stretch begins, of what is in the file once it is unpacked."""
+
+
+def index_lines(path: Path, stride: int) -> LineIndex:
+    """Go through a file, plain or gzip, once. Raises DataError as `read_lines`."""
+    counts, starts, place, ends_with_line = TextCounts(), [0], 0, True
+    with _opened(path, allow_pipe=False) as stream, _told_where(str(path), counts):
+        while chunk := stream.read(1 << 20):
+            lines = chunk.count(b"\n")
+            if counts.lines // stride != (counts.lines + lines) // stride:  # stretches begin in this chunk
+                ends = (match.end() for match in re.finditer(b"\n", chunk))
+                first = stride - 1 - counts.lines % stride
+                starts += [place + end for end in itertools.islice(ends, first, None, stride)]
+            counts.lines += lines
+            place += len(chunk)
+            ends_with_line = chunk.endswith(b"\n")
+    if starts[-1] == place and place:
+        starts.pop()
+    return LineIndex(counts.lines + (not ends_with_line), stride, tuple(starts))
+
+
+def last_line(path: Path, index: LineIndex) -> str | None:
+    """The text of the last line of a file; None where there is none."""
+    counts = TextCounts()
+    with _opened(path, allow_pipe=False) as stream:
+        stream.seek(index.starts[-1])
+        lines = read_stream(stream, counts=counts, invalid="replace", where=str(path))
+        return next(iter(deque(lines, maxlen=1)), None)
+
+
+def sample(lines: int, number: int) -> Iterator[int]:
+    """``number`` of the line numbers 1 to ``lines``, ascending, or all of them: one of each of so many equal stretches.
+
+    Which one is a function of the two numbers and of the stretch, the same on every machine.
+    """
+    number = min(lines, number)
+    for stretch in range(number):
+        first, end = stretch * lines // number, (stretch + 1) * lines // number
+        digest = blake2b(f"{lines} {number} {stretch}".encode(), digest_size=8).digest()
+        yield first + 1 + int.from_bytes(digest, "little") % (end - first)
+
+
+class StretchReader:
+    """Reads stretches of a file's lines. Going forward costs nothing that a plain file would not; a packed one is
+    unpacked up to the stretch, once if the stretches are asked for in ascending order."""
+
+    def __init__(self, path: Path, index: LineIndex, invalid: Invalid = "error") -> None:
+        self.path, self.index, self._invalid = path, index, invalid
+        self._opened = _opened(path, allow_pipe=False)
+        self._stream = self._opened.__enter__()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._opened.__exit__(None, None, None)
+
+    def read(self, stretch: int, counts: TextCounts) -> Iterator[str | None]:
+        """The lines of a stretch, numbered from 0, as `read_lines` gives them. Raises DataError likewise."""
+        counts.before = stretch * self.index.stride
+        with _told_where(str(self.path), counts):
+            self._stream.seek(self.index.starts[stretch])
+        lines = read_stream(self._stream, counts=counts, invalid=self._invalid, where=str(self.path))
+        return itertools.islice(lines, self.index.stride)
+
+
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
@@ -277,36 +372,15 @@ class Pair:
     line: int
 
 
-class _Distinct:
-    """How many different pairs were seen, in bounded memory.
-
-    Exact up to ``limit``; beyond it, only the pairs whose hash ends in ever more zero bits are held and stand for all.
-    """
-
-    def __init__(self, limit: int = 1 << 16) -> None:
-        self._limit = limit
-        self._held: set[int] = set()
-        self._zeros = 0  # the bits that must be zero, as a mask
-
-    def add(self, source: str, target: str) -> None:
-        """See one more pair."""
-        # A line holds no LF, and this hash is the same in every process, so that a warning is the same in every run.
-        digest = int.from_bytes(blake2b(f"{source}\n{target}".encode(), digest_size=8).digest())
-        if digest & self._zeros:
-            return
-        self._held.add(digest)
-        if len(self._held) > self._limit:
-            self._zeros = self._zeros * 2 + 1
-            self._held = {digest for digest in self._held if not digest & self._zeros}
-
-    def count(self) -> int:
-        """The number of different pairs, an estimate within about a percent if they are very many."""
-        return len(self._held) * (self._zeros + 1)
+def pair_hash(source: str, target: str) -> int:
+    """Eight bytes that stand for a pair: the same in every process, equal for two pairs by chance once in 2^64."""
+    # A line holds no LF, so two pairs never give one text.
+    return int.from_bytes(blake2b(f"{source}\n{target}".encode(), digest_size=8).digest(), "little")
 
 
 @dataclass
 class PairCounts:
-    """What was met in the two files of a corpus; `read_pairs` fills it, complete when the last pair is taken."""
+    """What was met in the two files of a corpus, and what was left out for which reason."""
 
     name: str = "data"
     max_length: int = 0
@@ -317,20 +391,41 @@ class PairCounts:
     """Pairs dropped because a side is too long."""
     invalid_dropped: int = 0
     """Pairs dropped because a side is not UTF-8."""
+    copied: int = 0
+    """Pairs dropped because the sides are equal."""
+    uneven: int = 0
+    """Pairs dropped because one side is too long for the other."""
+    repeated: int = 0
+    """Pairs dropped because an earlier pair is the same."""
     invalid_replaced: int = 0
     """Lines of either side in which U+FFFD was put for what is not UTF-8."""
     kept: int = 0
     copies: int = 0
     """Kept pairs whose two sides are equal."""
+    repeats: int = 0
+    """Kept pairs that are the same as an earlier one."""
     source: TextCounts = field(default_factory=TextCounts)
     target: TextCounts = field(default_factory=TextCounts)
-    _distinct: _Distinct = field(default_factory=_Distinct, repr=False)
+
+    def add(self, other: PairCounts) -> None:
+        """Take in what was met in a later stretch of the same files."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.source.add(other.source)
+        self.target.add(other.target)
+
+    def drop(self, pair: Pair, reason: Literal["too_long", "copied", "uneven"]) -> None:
+        """Leave out a pair that was counted as kept."""
+        self.kept -= 1
+        self.copies -= pair.source == pair.target
+        setattr(self, reason, getattr(self, reason) + 1)
 
     def summary(self) -> str:
         """The line to print about a corpus before it is used."""
-        return f"{self.name}: {self._facts()}"
+        return f"{self.name}: {self.facts()}"
 
-    def _facts(self) -> str:
+    def facts(self) -> str:
+        """What was read, dropped and kept; reasons that not every corpus knows are left out where they dropped none."""
         parts = [
             f"{self.pairs} pairs read",
             f"{self.blank} blank",
@@ -341,15 +436,20 @@ class PairCounts:
             parts.append(f"{self.invalid_dropped} with invalid UTF-8 dropped")
         if self.invalid_replaced:
             parts.append(f"{self.invalid_replaced} lines of invalid UTF-8 replaced")
+        if self.copied:
+            parts.append(f"{self.copied} with equal sides dropped")
+        if self.uneven:
+            parts.append(f"{self.uneven} of uneven length dropped")
+        if self.repeated:
+            parts.append(f"{self.repeated} repeated dropped")
         parts.append(f"{self.kept} kept")
         return ", ".join(parts)
 
     def warnings(self) -> list[str]:
         """What looks wrong with the corpus as a whole, one line each."""
         found = []
-        duplicates = 1 - self._distinct.count() / self.kept if self.kept else 0.0
-        if duplicates > 0.5:
-            found.append(f"{self.name}: {duplicates:.0%} of the {self.kept} pairs repeat an earlier pair")
+        if self.repeats > 0.5 * self.kept:
+            found.append(f"{self.name}: {self.repeats / self.kept:.0%} of the {self.kept} pairs repeat an earlier pair")
         if self.copies > 0.1 * self.kept:
             found.append(f"{self.name}: the source equals the target in {self.copies} of the {self.kept} pairs")
         for side in (self.source, self.target):
@@ -360,19 +460,29 @@ class PairCounts:
                 found.append(f"{printable(side.where)}: every line has one tab; is it a table, not plain text?")
         return found
 
-    def _take(self, source: str, target: str) -> None:
-        self.kept += 1
-        self.copies += source == target
-        self._distinct.add(source, target)
-
-    def _unequal(self, extra: str | None) -> DataError:
-        """The two files differ in length; ``extra`` is the last line of the longer one."""
+    def require_equal_lines(self, extra: str | None) -> None:
+        """Raises DataError if one file has more lines; ``extra`` is the last line of the longer one."""
         source, target = self.source, self.target
+        if source.lines == target.lines:
+            return
         if extra == "" and abs(source.lines - target.lines) == 1:
             todo = "one file ends with an extra blank line"
         else:
             todo = "line N of one file must translate line N of the other"
-        return DataError("", f"{source.where} has {source.lines} lines, {target.where} {target.lines}", todo)
+        what = f"{source.where} has {source.lines} lines, {target.where} {target.lines}"
+        raise DataError("", what, todo)
+
+    def require_some(self) -> None:
+        """Raises DataError if no pair was kept."""
+        if not self.kept:
+            what = f"no pair is left of {self.source.where} and {self.target.where}: {self.facts()}"
+            raise DataError(self.name, what)
+
+
+_SUMMED = (
+    "pairs", "blank", "too_long", "invalid_dropped", "copied", "uneven", "repeated", "invalid_replaced", "kept",
+    "copies", "repeats",
+)  # fmt: skip
 
 
 class _End(enum.Enum):
@@ -396,20 +506,39 @@ def read_pairs(
     applied where they are known. Take all pairs before using any: that the files do not match (DataError with both
     counts), or that no pair is left, is known only at the end. Raises UsageError if both paths are one file.
     """
-    source_path, target_path = Path(source_path), Path(target_path)
-    for path in (source_path, target_path):
-        _require_readable(path, allow_pipe=False)
-    if source_path.samefile(target_path):
-        raise UsageError(target_path, "source and target are the same file", "give two files")
+    require_two_files(Path(source_path), Path(target_path))
     counts.name, counts.max_length = name, max_length
     sides = itertools.zip_longest(
         read_lines(source_path, counts=counts.source, invalid=invalid),
         read_lines(target_path, counts=counts.target, invalid=invalid),
         fillvalue=_End.END,
     )
+    extra = yield from usable_pairs(sides, itertools.count(1), counts)
+    counts.require_equal_lines(extra)
+    counts.pairs = counts.source.lines
+    if invalid == "replace":
+        counts.invalid_replaced = counts.source.invalid_utf8 + counts.target.invalid_utf8
+    counts.require_some()
+
+
+def require_two_files(source: Path, target: Path) -> None:
+    """Raises DataError for what cannot be read, UsageError if both paths are one file."""
+    for path in (source, target):
+        _require_readable(path, allow_pipe=False)
+    if source.samefile(target):
+        raise UsageError(target, "source and target are the same file", "give two files")
+
+
+def usable_pairs(
+    sides: Iterable[tuple[str | _End | None, str | _End | None]], numbers: Iterable[int], counts: PairCounts
+) -> Generator[Pair, None, str | None]:
+    """The pairs of lines, with their numbers, that are neither blank nor too long; what is dropped is counted.
+
+    The result of the generator is the last line of the longer file.
+    """
     extra: str | None = None
     oversized = 0
-    for line, (source, target) in enumerate(sides, start=1):
+    for line, (source, target) in zip(numbers, sides, strict=False):
         if source is _End.END:
             extra = None if target is _End.END else target
         elif target is _End.END:
@@ -423,28 +552,17 @@ def read_pairs(
             oversized = now
         elif not source or not target:
             counts.blank += 1
-        elif _is_too_long(source, max_length) or _is_too_long(target, max_length):
+        elif _is_too_long(source, counts.max_length) or _is_too_long(target, counts.max_length):
             counts.too_long += 1
         else:
-            counts._take(source, target)
+            counts.kept += 1
+            counts.copies += source == target
             yield Pair(source, target, line)
-    if counts.source.lines != counts.target.lines:
-        raise counts._unequal(extra)
-    counts.pairs = counts.source.lines
-    if invalid == "replace":
-        counts.invalid_replaced = counts.source.invalid_utf8 + counts.target.invalid_utf8
-    if not counts.kept:
-        raise DataError(name, f"no pair is left of {source_path} and {target_path}: {counts._facts()}")
+    return extra
 
 
 def _is_too_long(text: str, max_length: int) -> bool:
     return len(text) > 20 * max_length or text.count(" ") >= max_length
-
-
-def shared_pairs(train: Iterable[Pair], valid: Iterable[Pair]) -> int:
-    """How many different pairs of ``valid`` are in ``train`` too; only ``valid`` is held in memory."""
-    held = {(pair.source, pair.target) for pair in valid}
-    return len({both for pair in train if (both := (pair.source, pair.target)) in held})
 
 
 # --- output -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import sentencepiece
 from pydantic import Field, model_validator
@@ -61,6 +61,9 @@ class SentencePieceSettings(TokenizerSettings):
     """One vocabulary for both languages, learned from both sides."""
     character_coverage: float = Field(default=1.0, ge=0.98, le=1.0)
     """The share of all characters that get a piece, the others are unknown; below 1 for Chinese or Japanese."""
+    learn_from: int = Field(default=1_000_000, gt=0)
+    """Pairs, at most, that the pieces are learned from. Of more than that, one is drawn from each of so many equal
+    stretches of the text, always the same ones."""
     sampling: SamplingSettings | None = None
     """Vary the segmentation of training pairs; null always takes the best one."""
 
@@ -120,21 +123,26 @@ class Tokenizer(ABC):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """Pieces of a SentencePiece model; ``data`` is the library's own file format."""
+    """Pieces of a SentencePiece model; ``data`` is the library's own file format. ``tags`` are words that are always
+    one piece."""
 
     suffix = "model"
 
-    def __init__(self, data: bytes, kind: Model) -> None:
+    def __init__(self, data: bytes, kind: Model, tags: Sequence[str] = ()) -> None:
         self._model = sentencepiece.SentencePieceProcessor()
         self._model.load_from_serialized_proto(data)
         super().__init__(data, self._model.get_piece_size())
         self.kind = kind
+        self.tags = frozenset(tags)
         learned = range(len(RESERVED), self.size)
         self._pieces = [*RESERVED, *(self._model.id_to_piece(index) for index in learned)]
         self._ids = {self._pieces[index]: index for index in learned}
         scores = {self._pieces[index]: self._model.get_score(index) for index in learned}
         # A lattice is a function of its word, and words come again and again.
         self._lattice = lru_cache(maxsize=1 << 16)(_lattices(scores))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that one process can hand it to another
+        return SentencePieceTokenizer, (self.data, self.kind, sorted(self.tags))
 
     def encode(self, text: str) -> list[int]:
         text = _without_space_sign(text)
@@ -149,7 +157,9 @@ class SentencePieceTokenizer(Tokenizer):
             return self.encode(text)  # there is only one segmentation
         ids: list[int] = []
         for word in _without_space_sign(text).split():
-            if self.kind == "unigram":
+            if word in self.tags:
+                pieces = [_SPACE + word]
+            elif self.kind == "unigram":
                 pieces = _draw_path(_SPACE + word, self._lattice(_SPACE + word, sampling.alpha), generator.random)
             else:
                 pieces = _drop_merges(_SPACE + word, self._ids, sampling.alpha, generator.random)
@@ -190,6 +200,9 @@ class WhitespaceTokenizer(Tokenizer):
         self._words = [*RESERVED, *data.decode().split("\n")] if data else [*RESERVED]
         super().__init__(data, len(self._words))
         self._ids = {word: index for index, word in enumerate(self._words) if index >= len(RESERVED)}
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that one process can hand it to another
+        return WhitespaceTokenizer, (self.data,)
 
     def encode(self, text: str) -> list[int]:
         return [self._ids.get(word, UNK) for word in text.split()]
@@ -293,34 +306,40 @@ Texts = Callable[[], Iterator[str]]
 
 
 def train(
-    settings: SentencePieceSettings | WhitespaceSettings, pairs: Iterable[tuple[str, str]], warn: Warn
+    settings: SentencePieceSettings | WhitespaceSettings,
+    pairs: Iterable[tuple[str, str]],
+    warn: Warn,
+    tags: Sequence[str] = (),
 ) -> Tokenizers:
     """Learn the vocabularies of a corpus of (source, target); the same corpus and settings give the same result.
 
-    ``pairs`` are gone through once for each vocabulary. ``warn`` is told where a vocabulary is not what was asked for.
-    Raises DataError if there is no text or no room for a word.
+    ``pairs`` are gone through once for each vocabulary. ``tags`` are words of the source that become one piece each,
+    whether or not they are in ``pairs``. ``warn`` is told where a vocabulary is not what was asked for. Raises
+    DataError if there is no text or no room for a word.
     """
-    reserved = len(RESERVED)
+    reserved = len(RESERVED) + len(tags)
     if settings.vocabulary is not None and settings.vocabulary <= reserved:
         what = f"{settings.vocabulary} leaves no room for words beside the {reserved} reserved pieces"
         raise DataError("tokenizer.vocabulary", what, f"set it to {reserved + 1} or more")
     again: Iterable[tuple[str, str]] = list(pairs) if iter(pairs) is pairs else pairs
     if settings.joint:
-        both = _learn(settings, lambda: (text for pair in again for text in pair), "tokenizer", warn)
+        both = _learn(settings, lambda: (text for pair in again for text in pair), "tokenizer", warn, tags)
         return Tokenizers(both, both)
     return Tokenizers(
-        _learn(settings, lambda: (source for source, _ in again), "source tokenizer", warn),
+        _learn(settings, lambda: (source for source, _ in again), "source tokenizer", warn, tags),
         _learn(settings, lambda: (target for _, target in again), "target tokenizer", warn),
     )
 
 
-def _learn(settings: SentencePieceSettings | WhitespaceSettings, texts: Texts, name: str, warn: Warn) -> Tokenizer:
+def _learn(
+    settings: SentencePieceSettings | WhitespaceSettings, texts: Texts, name: str, warn: Warn, tags: Sequence[str] = ()
+) -> Tokenizer:
     tokenizer: Tokenizer
     if isinstance(settings, SentencePieceSettings):
-        tokenizer = _learn_pieces(settings, texts, name, warn)
+        tokenizer = _learn_pieces(settings, texts, name, warn, tags)
     else:
-        tokenizer = _learn_words(settings, texts)
-    if tokenizer.size <= len(RESERVED):
+        tokenizer = _learn_words(settings, texts, tags)
+    if tokenizer.size <= len(RESERVED) + len(tags):
         raise DataError(name, "the corpus gives no piece to learn", "lower tokenizer.min_count or give more text")
     if settings.vocabulary is not None and tokenizer.size < settings.vocabulary:
         pieces = "words" if settings.kind == "whitespace" else "pieces"
@@ -330,24 +349,26 @@ def _learn(settings: SentencePieceSettings | WhitespaceSettings, texts: Texts, n
     return tokenizer
 
 
-def _learn_words(settings: WhitespaceSettings, texts: Texts) -> WhitespaceTokenizer:
+def _learn_words(settings: WhitespaceSettings, texts: Texts, tags: Sequence[str]) -> WhitespaceTokenizer:
     counts = Counter(word for text in texts() for word in text.split())
-    by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
-    frequent = [word for word in by_frequency if counts[word] >= settings.min_count]
+    by_frequency = sorted(counts.keys() - set(tags), key=lambda word: (-counts[word], word))
+    frequent = [*tags, *(word for word in by_frequency if counts[word] >= settings.min_count)]
     room = None if settings.vocabulary is None else settings.vocabulary - len(RESERVED)
     return WhitespaceTokenizer("\n".join(frequent[:room]).encode())
 
 
-def _learn_pieces(settings: SentencePieceSettings, texts: Texts, name: str, warn: Warn) -> SentencePieceTokenizer:
+def _learn_pieces(
+    settings: SentencePieceSettings, texts: Texts, name: str, warn: Warn, tags: Sequence[str]
+) -> SentencePieceTokenizer:
     try:
-        return _run_sentencepiece(settings, settings.model, texts)
+        return _run_sentencepiece(settings, settings.model, texts, tags)
     except RuntimeError as error:
         if "sentences_.empty()" in str(error):
             raise DataError(name, "there is no text to learn a vocabulary from") from None
         if "smaller than required_chars" not in str(error):
             raise DataError(name, f"SentencePiece failed: {error}") from error
     # There is no room for a merge, nor for every character: the most frequent characters are all that can be had.
-    tokenizer = _run_sentencepiece(settings, "char", texts)
+    tokenizer = _run_sentencepiece(settings, "char", texts, tags)
     warn(
         f"{name}: the corpus has more characters than tokenizer.vocabulary {settings.vocabulary} leaves room for; "
         "the rarest become unknown"
@@ -355,7 +376,9 @@ def _learn_pieces(settings: SentencePieceSettings, texts: Texts, name: str, warn
     return tokenizer
 
 
-def _run_sentencepiece(settings: SentencePieceSettings, model: str, texts: Texts) -> SentencePieceTokenizer:
+def _run_sentencepiece(
+    settings: SentencePieceSettings, model: str, texts: Texts, tags: Sequence[str]
+) -> SentencePieceTokenizer:
     """Raises RuntimeError where the library refuses, and whatever ``texts`` raise."""
     failures: list[BaseException] = []
 
@@ -391,13 +414,14 @@ def _run_sentencepiece(settings: SentencePieceSettings, model: str, texts: Texts
             eos_piece="</s >",
             unk_piece="<unk >",
             unk_surface=f" {UNKNOWN}" if model == "word" else UNKNOWN,
+            user_defined_symbols=[_SPACE + tag for tag in tags],
         )
     except RuntimeError:
         if not failures:
             raise
     if failures:
         raise failures[0]
-    return SentencePieceTokenizer(result.getvalue(), settings.model)
+    return SentencePieceTokenizer(result.getvalue(), settings.model, tags)
 
 
 def _without_space_sign(text: str) -> str:
@@ -410,7 +434,7 @@ def _without_space_sign(text: str) -> str:
 _DESCRIPTION = "tokenizer.json"
 
 # How a file is read, and how it is called.
-_KINDS: dict[str, tuple[Callable[[bytes], Tokenizer], str]] = {
+_KINDS: dict[str, tuple[Callable[..., Tokenizer], str]] = {
     WhitespaceTokenizer.kind: (WhitespaceTokenizer, WhitespaceTokenizer.suffix),
     **{
         model: (partial(SentencePieceTokenizer, kind=model), SentencePieceTokenizer.suffix) for model in get_args(Model)
@@ -432,6 +456,8 @@ def save(tokenizers: Tokenizers, folder: Path) -> None:
         "kind": tokenizers.source.kind,
         "sha256": {side: tokenizer.fingerprint for side, tokenizer in sides.items()},
     }
+    if isinstance(tokenizers.source, SentencePieceTokenizer) and tokenizers.source.tags:
+        description["tags"] = sorted(tokenizers.source.tags)
     replace_file(folder / _DESCRIPTION, (json.dumps(description, indent=1) + "\n").encode())
 
 
@@ -442,26 +468,30 @@ def load(folder: Path) -> Tokenizers:
         description = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(path, "is not JSON") from error
+    tags = description.get("tags", []) if isinstance(description, dict) else []
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise CheckpointError(path, "the tags are not a list of words")
     match description:
         case {"format": 1, "kind": str(kind), "sha256": {"joint": str(expected)}} if kind in _KINDS:
-            both = _load_side(folder, "joint", kind, expected)
+            both = _load_side(folder, "joint", kind, expected, tags)
             return Tokenizers(both, both)
         case {"format": 1, "kind": str(kind), "sha256": {"source": str(first), "target": str(second)}} if (
             kind in _KINDS
         ):
-            return Tokenizers(_load_side(folder, "source", kind, first), _load_side(folder, "target", kind, second))
+            source = _load_side(folder, "source", kind, first, tags)
+            return Tokenizers(source, _load_side(folder, "target", kind, second, []))
     raise CheckpointError(path, "does not describe a tokenizer that this version of s2s can read")
 
 
-def _load_side(folder: Path, side: str, kind: str, expected: str) -> Tokenizer:
+def _load_side(folder: Path, side: str, kind: str, expected: str, tags: Sequence[str]) -> Tokenizer:
     make, suffix = _KINDS[kind]
     path = folder / f"{side}.{suffix}"
     data = _read(path)
     if hashlib.sha256(data).hexdigest() != expected:
         raise CheckpointError(path, "vocabulary hash differs from the one the model was trained with")
     try:
-        return make(data)
-    except (RuntimeError, ValueError) as error:
+        return make(data, tags=tags) if tags else make(data)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(path, f"is not a vocabulary: {error}") from error
 
 

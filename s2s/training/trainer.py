@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
-from s2s.data.batches import Batch, Indices
+from s2s.data.batches import Batch, Indices, Planned
 from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
 from s2s.failpoints import hit
@@ -104,7 +103,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 class TrainingData(Protocol):
     """Batches of a corpus, as functions of the epoch."""
 
-    def plan(self, epoch: int, taken: int) -> list[list[Indices]]:
+    def plan(self, epoch: int, taken: int) -> Planned[list[Indices]]:
         """The updates of an epoch after the first ``taken`` batches of it, each a list of batches of pair numbers."""
         ...
 
@@ -239,7 +238,8 @@ class Trainer:
         self.stop: int | None = None
         """The signal that ends this training, once all processes know of it."""
         self._save_asked = False
-        self._left: deque[list[Indices]] = deque()  # the updates of this epoch that are still to come
+        self._plan: Planned[list[Indices]] | None = None  # what was left of this epoch when it was planned
+        self._next = 0  # update of the plan
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
 
@@ -285,7 +285,7 @@ class Trainer:
     def _update(self, meter: Meter) -> None:
         """One update: the gradients of its batches, one step of the optimizer, one record."""
         began, state = time.monotonic(), self.state
-        group = self._next_group()
+        group, is_last = self._take_group()
         update = state.update + 1
         rate = self.rule.lr * self.rule.schedule.factor(update, self.settings.max_updates, state.reductions)
         for parameters in self.optimizer.param_groups:
@@ -310,7 +310,7 @@ class Trainer:
         epoch = state.epoch + 1  # as people count them
         state.update, state.position = update, state.position + len(group)
         state.target_tokens += tokens
-        if not self._left:
+        if is_last:
             state.epoch, state.position = state.epoch + 1, 0
         seconds = time.monotonic() - began
         state.seconds += seconds
@@ -402,11 +402,18 @@ class Trainer:
         if self.world.first:
             self.metrics.append(record)
 
-    def _next_group(self) -> list[Indices]:
-        """The batches of the next update; an epoch is planned once, or once more where a checkpoint left it."""
-        if not self._left:
-            self._left.extend(self.data.plan(self.state.epoch, self.state.position))
-        return self._left.popleft()
+    def _take_group(self) -> tuple[list[Indices], bool]:
+        """The batches of the next update, and whether they are the last ones of their epoch.
+
+        An epoch is planned once, or once more where a checkpoint left it.
+        """
+        if self._plan is None:
+            self._plan, self._next = self.data.plan(self.state.epoch, self.state.position), 0
+        group, self._next = self._plan[self._next], self._next + 1
+        is_last = self._next == len(self._plan)
+        if is_last:
+            self._plan = None
+        return group, is_last
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -546,7 +553,7 @@ class Trainer:
                 tensor.copy_(snapshot.average[name])
         self.scaler.load_state_dict(require(snapshot.state, "scaler", dict, where))
         self.state = state_of(snapshot, where)
-        self._left.clear()
+        self._plan = None
         self._saved = self.state.update
 
 

@@ -125,7 +125,8 @@ def write_pieces() -> Path:
     config = configuration.load(CONFIGS / "r1.yaml")
     tokenizers = prepare(config.data, config.tokenizer, ROOT / "runs" / ".cache", lambda line: None).tokenizers
     assert config.data.valid is not None and config.data.test is not None
-    for name, files in (("train", config.data.train), ("valid", config.data.valid), ("test", config.data.test)):
+    (train,) = config.data.corpora
+    for name, files in (("train", train), ("valid", config.data.valid), ("test", config.data.test)):
         for side, path, tokenizer in zip(("source", "target"), (files.source, files.target), tokenizers, strict=True):
             lines = (" ".join(tokenizer.pieces(tokenizer.encode(line))) for line in read_raw_lines(path))
             (folder / f"{name}.{side}").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

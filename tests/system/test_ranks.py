@@ -262,7 +262,7 @@ def test_too_little_for_every_process(project: Path, tmp_path: Path, warm: Warm)
     arguments = train_arguments(project, tmp_path / "run", *SHORT, EACH, *few)
     outcomes = together(warm, arguments)
     assert [outcome.code for outcome in outcomes] == [3, 3], outcomes
-    assert_error(told(outcomes), 3, "train.en: has 1 batches an epoch, too few for 2 processes", "start fewer")
+    assert_error(told(outcomes), 3, "data.train: has 1 batches an epoch, too few for 2 processes", "start fewer")
     outcomes = together(warm, [*arguments, "batches.tokens=3", "--overwrite"])
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     assert [record["epoch"] for record in records(tmp_path / "run") if "loss" in record][:4] == [1, 1, 2, 2]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from s2s.data import batches, shards, tokenizer
-from s2s.data.batches import BatchSettings, Sampling, collate, group_updates, plan_epoch, valid_batches
+from s2s.data.batches import BatchSettings, Planned, Sampling, collate, group_updates, plan_epoch, valid_batches
 from s2s.data.shards import Corpus, Example
 from s2s.data.tokenizer import SamplingSettings, SentencePieceSettings, Tokenizers, WhitespaceSettings
 from s2s.interfaces import BOS, EOS, PAD
@@ -34,7 +34,7 @@ def some_lengths(pairs: int, seed: int = 0) -> tuple[Array, Array]:
     return source.astype(np.int32) + 1, target.astype(np.int32) + 1
 
 
-def digest(plan: list[NDArray[np.int64]]) -> str:
+def digest(plan: Planned[NDArray[np.int64]]) -> str:
     return hashlib.sha256(b"|".join(batch.astype("<i8").tobytes() for batch in plan)).hexdigest()
 
 
@@ -57,7 +57,7 @@ def test_every_pair_once_and_limits() -> None:
     source, target = some_lengths(20_000)
     settings = BatchSettings(tokens=500)
     plan = plan_epoch(source, target, settings, seed=1, epoch=0)
-    assert sorted(np.concatenate(plan).tolist()) == list(range(20_000))
+    assert sorted(np.concatenate(list(plan)).tolist()) == list(range(20_000))
     for batch in plan:
         assert target[batch].sum() <= 500
         assert source[batch].max() * len(batch) <= 2000
@@ -77,6 +77,55 @@ def test_cut_is_the_rule(lengths: list[tuple[int, int]], tokens: int) -> None:
     assert found == cut_by_hand(order, source, target, tokens)
 
 
+def plan_at_once(source: Array, target: Array, settings: BatchSettings, seed: int, epoch: int) -> list[list[int]]:
+    """The plan as it is described, all windows in one go."""
+    generator = np.random.default_rng(np.random.SeedSequence([seed, epoch]))
+    pairs, block = len(target), min(4096, settings.window)
+    order = generator.permutation(-(-pairs // block)).tolist()
+    together = settings.window // block
+    result: list[list[int]] = []
+    for window, first in enumerate(range(0, len(order), together)):
+        if window:
+            generator = np.random.default_rng(np.random.SeedSequence([seed, epoch, window]))
+        pool = [pair for each in order[first : first + together] for pair in range(each * block, (each + 1) * block)]
+        pool = generator.permutation([pair for pair in pool if pair < pairs]).tolist()
+        cut = cut_by_hand(sorted(pool, key=lambda pair: (target[pair], source[pair])), source, target, settings.tokens)
+        result += [cut[index] for index in generator.permutation(len(cut))]
+    return result
+
+
+@pytest.mark.parametrize("window", [1_000_000, 3000, 700, 1])
+def test_windows_that_are_planned_when_they_are_needed(window: int) -> None:
+    """A corpus of one window has the order that it always had; every position is found without those before it."""
+    source, target = some_lengths(2500 if window > 1 else 40)
+    settings = BatchSettings(tokens=300, window=window)
+    expected = plan_at_once(source, target, settings, seed=5, epoch=3)
+    plan = plan_epoch(source, target, settings, 5, 3)
+    assert [batch.tolist() for batch in plan] == expected and len(plan) == len(expected)
+    for position in (len(expected) - 1, 0, len(expected) // 2):
+        assert plan_epoch(source, target, settings, 5, 3)[position].tolist() == expected[position]
+    for outside in (len(expected), -1):
+        with pytest.raises(IndexError):
+            plan[outside]
+
+
+def test_a_position_late_in_an_epoch_needs_one_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = some_lengths(5000)
+    settings = BatchSettings(tokens=300, window=1000)
+    cuts: list[int] = []
+    original = batches._cut
+
+    def watched(pool: NDArray[np.int64], *rest: Any) -> list[NDArray[np.int64]]:
+        cuts.append(len(pool))
+        return original(pool, *rest)
+
+    monkeypatch.setattr(batches, "_cut", watched)
+    plan = group_updates(plan_epoch(source, target, settings, 1, 0), settings)
+    assert cuts == []
+    _ = plan[len(plan) - 1], plan[len(plan) - 2]
+    assert cuts == [1000]
+
+
 def test_plan_of_an_epoch_is_the_cut_of_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shuffled batches of an epoch are those that the rule gives for the sorted permuted pairs."""
     source, target = some_lengths(500)
@@ -88,7 +137,7 @@ def test_plan_of_an_epoch_is_the_cut_of_its_order(monkeypatch: pytest.MonkeyPatc
         return original(pool, *rest)
 
     monkeypatch.setattr(batches, "_cut", watched)
-    plan = plan_epoch(source, target, BatchSettings(tokens=100), seed=3, epoch=2)
+    plan = list(plan_epoch(source, target, BatchSettings(tokens=100), seed=3, epoch=2))
     (pool,) = pools
     assert pool != sorted(pool)
     order = sorted(pool, key=lambda pair: (target[pair], source[pair]))  # stable: ties as they come
@@ -144,7 +193,7 @@ def test_windows_keep_blocks_together() -> None:
     pairs = 10 * 4096 + 100
     source, target = some_lengths(pairs)
     plan = plan_epoch(source, target, BatchSettings(window=2 * 4096 + 5), seed=0, epoch=0)
-    assert sorted(np.concatenate(plan).tolist()) == list(range(pairs))
+    assert sorted(np.concatenate(list(plan)).tolist()) == list(range(pairs))
     seen: list[frozenset[int]] = []
     together: set[int] = set()
     for batch in plan:
@@ -177,7 +226,7 @@ def test_corpus_of_one_pair(tokens: int) -> None:
 @pytest.mark.fault("N5")
 def test_no_pair_no_batch() -> None:
     none = np.empty(0, np.int32)
-    assert plan_epoch(none, none, BatchSettings(), 0, 0) == [] == valid_batches(none, none, BatchSettings())
+    assert list(plan_epoch(none, none, BatchSettings(), 0, 0)) == [] == valid_batches(none, none, BatchSettings())
 
 
 def test_little_padding() -> None:

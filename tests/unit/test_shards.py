@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from s2s.data import prepare as preparation
-from s2s.data import shards
+from s2s.data import encode, shards
 from s2s.data.prepare import DataSettings, PairFiles, Prepared, prepare
 from s2s.data.shards import Example
 from s2s.data.tokenizer import SamplingSettings, SentencePieceSettings, WhitespaceSettings
@@ -86,7 +85,7 @@ def test_every_changed_bit_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "c"
     shards.write(folder, EXAMPLES, vocabulary=65536)
     files = [path for path in folder.iterdir() if path.name != "meta.json"]
-    assert len(files) == 11
+    assert len(files) == 14
     for path in files:
         original = path.read_bytes()
         for damaged in (original[:-1], original + b"\0", bytes([original[0] ^ 1]) + original[1:]):
@@ -100,7 +99,7 @@ def test_every_changed_bit_is_found(tmp_path: Path) -> None:
     shards.open_corpus(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "files": 3}', "\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 2, "files": 3}', "\xff"])
 def test_broken_description(tmp_path: Path, text: str) -> None:
     (tmp_path / "meta.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match="is damaged"):
@@ -283,14 +282,14 @@ def test_unequal_files(tmp_path: Path, tokenizer: SentencePieceSettings | Whites
 @pytest.mark.fault("TX24")
 def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = corpus_files(tmp_path)
-    original = preparation._encode
+    original = encode.Encoder._examples
 
     def grow(*arguments: object) -> Iterator[Example]:
         yield from original(*arguments)  # type: ignore[arg-type]
         with (tmp_path / "train.de").open("a") as file:
             file.write("\n")
 
-    monkeypatch.setattr(preparation, "_encode", grow)
+    monkeypatch.setattr(encode.Encoder, "_examples", grow)
     with pytest.raises(DataError, match=r"train\.de: changed while it was read"):
         run(tmp_path, DataSettings(train=files))
 
