@@ -5,13 +5,15 @@
     post-norm:  x = norm(x + dropout(f(x)))                                  the paper
     pre-norm:   x = x + dropout(f(norm(x))), and one norm more at the top    Chen et al. 2018
 
-Products are written out: at sentence lengths they are faster on a CPU than the fused attention kernel, and the weights
-are there when somebody wants to see them. The decoder's state is the keys and values of the words so far.
+Attention and its heads are in `s2s.models.heads`, what they know of places in `s2s.models.positions`, how far they see
+in `s2s.models.reach`. The decoder's state is the keys and values of the words so far, as far as they are still seen.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
@@ -19,65 +21,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
-from s2s.models.layers import Dropout, lengths_to_mask, sinusoids
+from s2s.models.heads import Across, Look, MultiHead, SelfAttention
+from s2s.models.layers import Dropout, lengths_to_mask, places, sinusoids
+from s2s.models.positions import Absolute
+from s2s.models.reach import Everywhere, KeysValues
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
-from s2s.tree import Tree
+from s2s.tree import Tree, leaves
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class KeysValues(NamedTuple):
-    """Projected keys and values of one attention, each (B, heads, S, d / heads)."""
-
-    keys: Tensor
-    values: Tensor
-
-
-class MultiHead(nn.Module):
-    """Multi-head attention; queries (B, T, d) read keys and values made from (B, S, d)."""
-
-    def __init__(self, size: int, memory_size: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.size = heads, size
-        self.query = nn.Parameter(torch.empty(size, size))
-        self.key_value = nn.Parameter(torch.empty(2 * size, memory_size))
-        self.query_bias = nn.Parameter(torch.zeros(size))
-        self.key_value_bias = nn.Parameter(torch.zeros(2 * size))
-        for block in (self.query, self.key_value[:size], self.key_value[size:]):
-            nn.init.xavier_uniform_(block, gain=1 / math.sqrt(2))
-        self.output = nn.Linear(size, size)
-        self.dropout = Dropout(dropout)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(x.size(0), x.size(1), -1, self.size // self.heads).transpose(1, 2)
-
-    def read(self, memory: Tensor) -> KeysValues:
-        """Keys and values of ``memory`` (B, S, M)."""
-        both = nn.functional.linear(memory, self.key_value, self.key_value_bias)
-        return KeysValues(*(self._split(part) for part in both.chunk(2, -1)))
-
-    def forward(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What x (B, T, d) reads, (B, T, d), and the weights (B, heads, T, S); ``mask`` broadcasts to these."""
-        query = self._split(nn.functional.linear(x, self.query, self.query_bias))
-        return self._attend(query, memory, mask)
-
-    def over_itself(self, x: Tensor, past: KeysValues | None, mask: Tensor | None) -> tuple[Tensor, KeysValues]:
-        """Self-attention of x (B, T, d) over what came before and itself; also the new keys and values."""
-        weight, bias = torch.cat([self.query, self.key_value]), torch.cat([self.query_bias, self.key_value_bias])
-        query, keys, values = map(self._split, nn.functional.linear(x, weight, bias).chunk(3, -1))
-        if past is not None:
-            keys = torch.cat([past.keys, keys.to(past.keys.dtype)], 2)
-            values = torch.cat([past.values, values.to(past.values.dtype)], 2)
-        memory = KeysValues(keys, values)
-        return self._attend(query, memory, mask)[0], memory
-
-    def _attend(self, query: Tensor, memory: KeysValues, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        scores = query.to(memory.keys.dtype) @ memory.keys.transpose(-1, -2) * (self.size // self.heads) ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        weights = scores.softmax(-1, dtype=torch.float32 if scores.dtype != torch.float64 else None)
-        context = self.dropout(weights.to(memory.values.dtype)) @ memory.values  # (B, heads, T, d / heads)
-        return self.output(context.transpose(1, 2).flatten(2)), weights
 
 
 class FeedForward(nn.Sequential):
@@ -122,14 +73,14 @@ class StackSettings(Settings):
 
 
 class Input(nn.Module):
-    """Embedded words, scaled by sqrt(d), plus their positions, with dropout."""
+    """Embedded words, scaled by sqrt(d), plus their positions where these join the words, with dropout."""
 
     def __init__(self, settings: StackSettings, embedding: nn.Embedding, dropout: float) -> None:
         super().__init__()
         if embedding.embedding_dim != settings.size:
             raise ValueError(f"a Transformer of size {settings.size} needs model.embedding {settings.size}")
         self.embedding, self.size, self.dropout = embedding, settings.size, Dropout(dropout)
-        self.learned = None
+        self.waves, self.learned = settings.positions == "sinusoidal", None
         if settings.positions == "learned":
             self.learned = nn.Embedding(settings.max_positions, settings.size)
             nn.init.normal_(self.learned.weight, 0.0, settings.size**-0.5)
@@ -137,11 +88,11 @@ class Input(nn.Module):
     def forward(self, tokens: Tensor, first: int) -> Tensor:
         """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d), zero where they are PAD."""
         x = self.embedding(tokens) * math.sqrt(self.size)
-        if self.learned is None:
+        if self.waves:
             x = x + sinusoids(first, tokens.size(1), self.size, x)
-        else:
+        elif self.learned is not None:
             last = self.learned.num_embeddings - 1
-            x = x + self.learned(torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last))
+            x = x + self.learned(places(first, tokens.size(1), tokens.device).clamp(max=last))
         dropped: Tensor = self.dropout(x.masked_fill((tokens == PAD).unsqueeze(-1), 0.0))
         return dropped
 
@@ -149,54 +100,57 @@ class Input(nn.Module):
 class Layer(nn.Module):
     """One layer: self-attention, in a decoder attention to the source, and the feed-forward part."""
 
-    def __init__(self, settings: StackSettings, memory_size: int | None, dropout: float) -> None:
+    def __init__(
+        self, settings: StackSettings, across: Callable[[], Across] | None, ahead: bool, dropout: float
+    ) -> None:
         super().__init__()
-        size, heads = settings.size, settings.heads
+        size = settings.size
         self.pre = settings.norm == "pre"
-        self.own = MultiHead(size, size, heads, settings.attention_dropout)
-        self.across = None
-        if memory_size is not None:
-            self.across = MultiHead(size, memory_size, heads, settings.attention_dropout)
+        self.own = SelfAttention(
+            size,
+            settings.heads,
+            settings.heads,
+            settings.attention_dropout,
+            Absolute(),
+            (Everywhere(ahead),),
+        )
+        self.across = None if across is None else across()
         self.feedforward = FeedForward(size, settings.feedforward, settings.activation, settings.activation_dropout)
-        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2 if memory_size is None else 3))
+        self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2 if across is None else 3))
         self.dropout = Dropout(dropout)
 
     def _before(self, part: int, x: Tensor) -> Tensor:
         normed: Tensor = self.norms[part](x) if self.pre else x
         return normed
 
-    @staticmethod
-    def _across(across: MultiHead, x: Tensor, source: KeysValues, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Places that share a row of the source ask side by side, as if they were its steps."""
-        rows = len(source.keys)
-        if len(x) == rows:
-            found: tuple[Tensor, Tensor] = across(x, source, mask)
-            return found
-        assert x.size(1) == 1, "places that share a memory go step by step"
-        y, weights = across(x.view(rows, -1, x.size(2)), source, mask)  # (B, places, d), (B, heads, places, S)
-        return y.flatten(0, 1).unsqueeze(1), weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)
-
     def _after(self, part: int, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
         normed: Tensor = x if self.pre else self.norms[part](x)
         return normed
 
-    def forward(
-        self,
-        x: Tensor,
-        past: KeysValues | None,
-        mask: Tensor | None,
-        source: KeysValues | None = None,
-        source_mask: Tensor | None = None,
-    ) -> tuple[Tensor, KeysValues, Tensor | None]:
-        """(B, T, d) to (B, T, d), the keys and values so far, and the weights on the source (B, heads, T, S)."""
-        y, past = self.own.over_itself(self._before(0, x), past, mask)
-        x = self._after(0, x, y)
-        weights = None
-        if self.across is not None and source is not None:
-            y, weights = self._across(self.across, self._before(1, x), source, source_mask)
-            x = self._after(1, x, y)
-        return self._after(-1, x, self.feedforward(self._before(-1, x))), past, weights
+    def itself(self, x: Tensor, held: Iterable[KeysValues | None], look: Look) -> tuple[Tensor, tuple[KeysValues, ...]]:
+        """Self-attention of x (B, T, d), and what is held now."""
+        y, kept, _ = self.own(self._before(0, x), held, look)
+        return self._after(0, x, y), kept
+
+    def source(self, x: Tensor, memory: Memory, source: Tree, state: Tree) -> tuple[Tensor, Tensor, Tree]:
+        """Attention of x (B, T, d) to the memory; the weights (B, heads, T, S), and its state.
+
+        Places that share a row of the memory ask side by side, as if they were its steps.
+        """
+        assert self.across is not None
+        rows, asking = len(memory.values), self._before(1, x)
+        if len(x) == rows:
+            y, weights, state = self.across(asking, memory, source, state)
+            return self._after(1, x, y), weights, state
+        assert x.size(1) == 1, "places that share a memory go step by step"
+        y, weights, state = self.across(asking.view(rows, -1, x.size(2)), memory, source, state)
+        weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # (B, heads, places, S) to (B places, heads, 1, S)
+        return self._after(1, x, y.flatten(0, 1).unsqueeze(1)), weights, state
+
+    def inner(self, x: Tensor) -> Tensor:
+        """The feed-forward part of x (B, T, d)."""
+        return self._after(-1, x, self.feedforward(self._before(-1, x)))
 
 
 class TransformerEncoder(Encoder):
@@ -207,17 +161,36 @@ class TransformerEncoder(Encoder):
         self.size = settings.size
         rate = dropout if settings.dropout is None else settings.dropout
         self.input = Input(settings, embedding, rate)
-        self.layers = nn.ModuleList(Layer(settings, None, rate) for _ in range(settings.layers))
+        self.layers = nn.ModuleList(Layer(settings, None, True, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
+        self.reaches = (Everywhere(True),)
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
         x = self.input(source.masked_fill(~mask, PAD), 0)
-        readable = mask[:, None, None]  # (B, 1, 1, S)
+        views = tuple(reach.view(0, source.size(1), mask, source.device) for reach in self.reaches)
+        look, nothing = Look(0, 0, views), [None] * len(views)
         for layer in self.layers:
-            x = layer(x, None, readable)[0]
+            x = layer.inner(layer.itself(x, nothing, look)[0])  # type: ignore[operator]
         x = x if self.norm is None else self.norm(x)
         return Memory(x.masked_fill(~mask.unsqueeze(-1), 0.0), mask, lengths)
+
+
+class LayerPast(NamedTuple):
+    """What one layer of a decoder remembers."""
+
+    own: tuple[KeysValues, ...]
+    """Of its own words, a part for each reach."""
+    across: Tree
+    """Of its attention to the source."""
+
+
+class Past(NamedTuple):
+    """What a decoder remembers; B rows."""
+
+    passed: Tensor
+    """(B, words so far, 0): only their number is in it, which is the same in every row."""
+    layers: tuple[LayerPast, ...]
 
 
 class TransformerDecoder(Decoder):
@@ -230,30 +203,36 @@ class TransformerDecoder(Decoder):
         rate = dropout if settings.dropout is None else settings.dropout
         self.heads, self.size = settings.heads, settings.size
         self.input = Input(settings, embedding, rate)
-        self.layers = nn.ModuleList(Layer(settings, memory_size, rate) for _ in range(settings.layers))
+        across = partial(settings.across, memory_size)
+        self.layers = nn.ModuleList(Layer(settings, across, False, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, embedding.num_embeddings)
+        self.reaches = (Everywhere(False),)
 
-    def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Tree]:
-        keys = tuple(layer.across.read(memory.values) for layer in self.layers)  # type: ignore[union-attr, operator]
-        nothing = keys[0].keys[:, :, :0]
-        return memory._replace(keys=keys, want=want), tuple(KeysValues(nothing, nothing) for _ in self.layers)
+    def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
+        memory = memory._replace(want=want)
+        sources, layers = [], []
+        for layer in self.layers:
+            assert isinstance(layer, Layer) and layer.across is not None
+            source = layer.across.read(memory)
+            sources.append(source)
+            layers.append(LayerPast(layer.own.nothing(memory), layer.across.start(memory, source)))
+        return memory._replace(keys=tuple(sources)), Past(memory.values[:, :0, :0], tuple(layers))
 
-    def shares(self, state: Tree) -> bool:
-        """Always: what a place said stands in its state, and the source is only read."""
-        return True
+    def shares(self, state: Past) -> bool:
+        """Where attention to the source remembers nothing: what a place said stands in its own state."""
+        return not leaves(tuple(layer.across for layer in state.layers))
 
-    def forward(self, tokens: Tensor, memory: Memory, state: Tree) -> tuple[Decoded, Tree]:
-        before, count = state[0].keys.size(2), tokens.size(1)
-        x = self.input(tokens, before)
-        causal = None
-        if count > 1:
-            causal = torch.ones(count, before + count, dtype=torch.bool, device=tokens.device).tril(before)
-        readable = memory.mask[:, None, None]
+    def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
+        passed, count = state.passed.size(1), tokens.size(1)
+        x = self.input(tokens, passed)
+        look = Look(passed, passed, tuple(reach.view(passed, count, None, x.device) for reach in self.reaches))
         after, shown, apart = [], [], []
-        for layer, past, source in zip(self.layers, state, memory.keys, strict=True):
-            x, kept, weights = layer(x, past, causal, source, readable)
-            after.append(kept)
+        for layer, past, source in zip(self.layers, state.layers, memory.keys, strict=True):
+            x, own = layer.itself(x, past.own, look)  # type: ignore[operator]
+            x, weights, across = layer.source(x, memory, source, past.across)  # type: ignore[operator]
+            x = layer.inner(x)  # type: ignore[operator]
+            after.append(LayerPast(own, across))
             if "weights" in memory.want:
                 shown.append(weights.mean(1))
             if "heads" in memory.want:
@@ -261,7 +240,8 @@ class TransformerDecoder(Decoder):
         x = x if self.norm is None else self.norm(x)
         weights = torch.stack(shown).mean(0) if shown else None  # over heads and layers
         heads = torch.stack(apart, 2) if apart else None  # (B, T, layers, heads, S)
-        return Decoded(x, weights=weights, heads=heads), tuple(after)
+        done = state.passed.new_empty(len(tokens), passed + count, 0)
+        return Decoded(x, weights=weights, heads=heads), Past(done, tuple(after))
 
 
 class TransformerEncoderSettings(StackSettings, EncoderSettings):
@@ -282,6 +262,10 @@ class TransformerDecoderSettings(StackSettings, DecoderSettings):
     def reads_cells(self) -> bool:
         """Whether the encoder's last cells are needed."""
         return False
+
+    def across(self, memory_size: int) -> Across:
+        """One layer's attention to the source."""
+        return MultiHead(self.size, memory_size, self.heads, self.heads, self.attention_dropout)
 
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> TransformerDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's."""

@@ -10,13 +10,14 @@ import pytest
 import torch
 from fixtures import random, redrawn
 from formulas import Array, array, softmax
-from torch import nn
+from torch import Tensor, nn
 
 from s2s.config import AnyDecoder, AnyEncoder
-from s2s.interfaces import BOS
+from s2s.interfaces import BOS, Memory
+from s2s.models.heads import MultiHead, SelfAttention
 from s2s.models.layers import sinusoids
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
-from s2s.models.transformer import Layer, MultiHead, TransformerDecoder, TransformerEncoder
+from s2s.models.transformer import Layer, TransformerDecoder, TransformerEncoder
 
 DOUBLE = torch.zeros(1, dtype=torch.float64)
 SOURCE, LENGTHS = torch.tensor([[5, 3, 7, 2], [6, 4, 2, 0]]), torch.tensor([4, 3])
@@ -62,7 +63,7 @@ def test_ot2_a_shift_is_a_rotation() -> None:
 
 def identity(size: int, heads: int) -> MultiHead:
     """An attention whose every projection is the identity."""
-    attention = MultiHead(size, size, heads, 0.0).double().eval()
+    attention = MultiHead(size, size, heads, heads, 0.0).double().eval()
     with torch.no_grad():
         attention.query.copy_(torch.eye(size))
         attention.key_value.copy_(torch.eye(size).repeat(2, 1))
@@ -71,11 +72,19 @@ def identity(size: int, heads: int) -> MultiHead:
     return attention
 
 
+def reads(attention: MultiHead, x: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """What x (B, T, d) reads of memory values (B, S, d) without padding, and the weights."""
+    real = torch.ones(values.shape[:2], dtype=torch.bool)
+    memory = Memory(values, real, real.sum(1))
+    found, weights, _ = attention(x, memory, attention.read(memory), ())
+    return found, weights
+
+
 @torch.no_grad()
 def test_ot3_scaled_dot_product_fixture() -> None:
     attention = identity(4, 1)
     keys = torch.tensor([[[1.0, 0, 1, 0], [0, 1, 0, 1]]], dtype=torch.float64)
-    context, weights = attention(keys[:, :1], attention.read(keys), None)
+    context, weights = reads(attention, keys[:, :1], keys)
     expected = torch.tensor([0.731059, 0.268941], dtype=torch.float64)  # scores 2 / sqrt(4) and 0
     torch.testing.assert_close(weights[0, 0, 0], expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(context[0, 0], expected @ keys[0], rtol=0, atol=1e-6)
@@ -84,7 +93,7 @@ def test_ot3_scaled_dot_product_fixture() -> None:
 @torch.no_grad()
 def test_ot8_one_head_with_identities_is_plain_attention() -> None:
     attention, x, memory = identity(6, 1), random(2, 3, 6), random(2, 5, 6, seed=1)
-    found, weights = attention(x, attention.read(memory), None)
+    found, weights = reads(attention, x, memory)
     for b, t in np.ndindex(2, 3):
         rows = array(memory[b])
         expected = softmax(rows @ array(x[b, t]) / math.sqrt(6))
@@ -92,7 +101,7 @@ def test_ot8_one_head_with_identities_is_plain_attention() -> None:
         np.testing.assert_allclose(array(found[b, t]), expected @ rows, atol=1e-12)
 
 
-def heads_of(attention: MultiHead, queries: Array, memory: Array, causal: bool) -> Array:
+def heads_of(attention: MultiHead | SelfAttention, queries: Array, memory: Array, causal: bool) -> Array:
     """concat(head_1 ..) W_O, each head's rows of the projections by themselves, one query after the other."""
     width, results = attention.size // attention.heads, []
     keys, values = array(attention.key_value)[: attention.size], array(attention.key_value)[attention.size :]
@@ -131,6 +140,7 @@ def through(layer: Layer, x: Array, memory: Array | None, activation: str) -> Ar
         return found
 
     across, own = layer.across, layer.own
+    assert across is None or isinstance(across, MultiHead)
     parts = [lambda y: heads_of(own, y, y, causal=memory is not None)]
     if across is not None and memory is not None:
         parts.append(lambda y: heads_of(across, y, memory, causal=False))
@@ -215,9 +225,8 @@ def test_shown_weights_are_the_mean_over_layers_and_heads() -> None:
     assert decoded.weights.shape == (2, 5, 4) and model(SOURCE, LENGTHS, WORDS)[0].weights is None
     (layer,) = model.decoder.layers  # type: ignore[misc]
     x = model.decoder.input(WORDS, 0)  # type: ignore[operator]
-    causal = torch.ones(5, 5, dtype=torch.bool).tril()
-    x = layer.norms[0](x + layer.own.over_itself(x, None, causal)[0])
-    keys, query = memory.keys[0].keys, nn.functional.linear(x, layer.across.query, layer.across.query_bias)
+    x = layer.norms[0](x + torch.from_numpy(np.stack([heads_of(layer.own, row, row, causal=True) for row in array(x)])))
+    keys, query = memory.keys[0].read.keys, nn.functional.linear(x, layer.across.query, layer.across.query_bias)
     for b, t, length in ((0, 3, 4), (1, 2, 3)):
         each = [softmax(array(keys[b, head, :length] @ query[b, t, 4 * head : 4 * head + 4]) / 2) for head in (0, 1)]
         np.testing.assert_allclose(array(decoded.weights[b, t, :length]), (each[0] + each[1]) / 2, atol=1e-12)
@@ -240,7 +249,7 @@ def test_ot9_parameters_of_the_tiny_configuration() -> None:
 def test_projections_start_within_their_xavier_bound() -> None:
     """Each of Q, K and V by itself, with gain 1 / sqrt(2); biases zero."""
     torch.manual_seed(0)
-    attention = MultiHead(64, 32, 4, 0.0)
+    attention = MultiHead(64, 32, 4, 4, 0.0)
     for block, width in ((attention.query, 64), (attention.key_value[:64], 32), (attention.key_value[64:], 32)):
         bound = math.sqrt(6 / (64 + width)) / math.sqrt(2)
         assert 0.95 * bound < float(block.detach().abs().max()) <= bound

@@ -16,8 +16,8 @@ from s2s.analysis.heatmap import HeatMap
 from s2s.config import AnyDecoder, AnyEncoder
 from s2s.data.tokenizer import Tokenizer, Tokenizers, WhitespaceTokenizer
 from s2s.interfaces import BOS, EOS
+from s2s.models.heads import MultiHead
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
-from s2s.models.transformer import MultiHead
 from s2s.search.look import Looked, Units, head_maps, heat_map, look, marked
 
 SOURCE, TARGET = [5, 6, 4, 7, EOS], [4, 6, 5, EOS]
