@@ -25,6 +25,7 @@ PAGES = [
         "README.md",
         "CONTRIBUTING.md",
         "docs/attention.md",
+        "docs/transformer.md",
         "docs/search.md",
         "docs/translate.md",
         "docs/evaluate.md",

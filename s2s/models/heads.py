@@ -2,6 +2,9 @@
 
     head_h = softmax(Q_h K_h^T / sqrt(d / heads)) V_h,   what is read = W_O [head_1 ; ...]      Vaswani et al. 2017
 
+With fewer groups than heads, the heads of a group share their keys and values (Ainslie et al. 2023, section 2.2): that
+much less is what a decoder has to remember.
+
 Products are written out: at sentence lengths they are faster on a CPU than the fused attention kernel, and the weights
 are there when somebody wants to see them.
 """

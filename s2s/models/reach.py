@@ -1,13 +1,28 @@
-"""How far self-attention sees in its own sequence, and what of it is held for the places that follow."""
+"""How far self-attention sees in its own sequence: everywhere, or a window and a few places beyond it.
+
+    window     j is seen from i where |i - j| <= w                                  Beltagy et al. 2020, section 3.1
+    strided    or where j = l - 1, 2 l - 1, ..., the last of every l places         Child et al. 2019, section 4.3
+
+A decoder sees nothing ahead of the place that asks. Scores are formed for what can be seen and little more: for each of
+T places 2 w in a decoder and 3 w in an encoder instead of T, and T / l more when strided. A decoder's state holds no
+more than can still be seen: the last w places, and every l-th.
+
+Child et al. call this pattern fixed, with blocks where the window is here. Their other one, (i - j) mod l = 0, has no
+place that is not seen again, so it would have to keep them all; they find it wanting for text.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import pad
+
+from s2s.settings import Settings
 
 
 class KeysValues(NamedTuple):
@@ -53,8 +68,44 @@ class Rows(View):
 
 
 def _apart(asking: range, read: range, device: torch.device) -> Tensor:
-    keys = torch.arange(read.start, read.stop, read.step, device=device)
+    keys = read.start + read.step * torch.arange(len(read), device=device)  # perhaps none: arange refuses such ends
     return keys - torch.arange(asking.start, asking.stop, device=device).unsqueeze(1)
+
+
+class Blocks(View):
+    """Queries cut into blocks of ``behind`` places, each beside the keys of its own window: no pair is far apart.
+
+    ``held`` keys stand before the ``count`` places that ask, at most ``behind`` of them. ``mask`` (B, held + count)
+    tells the real ones. A place always sees itself, so that padding has something to read.
+    """
+
+    def __init__(
+        self, behind: int, ahead: int, held: int, count: int, mask: Tensor | None, device: torch.device
+    ) -> None:
+        self.count, self.step, self.size = count, behind, 2 * behind + ahead
+        self.blocks = -(-count // behind)
+        self.missing = self.blocks * behind - count
+        self.margin = (behind - held, self.missing + ahead)
+        inside = torch.arange(self.size, device=device) - behind
+        self._distance = inside - torch.arange(behind, device=device).unsqueeze(1)  # (t, s)
+        near = (self._distance >= -behind) & (self._distance <= ahead)
+        real = torch.ones(1, held + count, dtype=torch.bool, device=device) if mask is None else mask
+        real = pad(real, self.margin).unfold(1, self.size, self.step)[:, None, :, None]  # (B, 1, blocks, 1, s)
+        self.blocked = ~(near & (real | (self._distance == 0)))
+
+    @property
+    def distance(self) -> Tensor:
+        return self._distance
+
+    def keys(self, x: Tensor) -> Tensor:
+        return pad(x, (0, 0, *self.margin)).unfold(2, self.size, self.step).transpose(-1, -2)  # (B, h, blocks, s, d)
+
+    def ask(self, x: Tensor) -> Tensor:
+        padded = pad(x, (0, 0, 0, self.missing))
+        return padded.view(*x.shape[:2], self.blocks, self.step, x.size(3))  # (B, h, blocks, t, n)
+
+    def answer(self, x: Tensor) -> Tensor:
+        return x.flatten(2, 3)[:, :, : self.count]
 
 
 class Reach(ABC):
@@ -86,6 +137,46 @@ class Everywhere(Reach):
         return _open(range(passed, passed + count), 0, self.ahead, mask, device)
 
 
+class Near(Reach):
+    """The places at most ``size`` away."""
+
+    def __init__(self, size: int, ahead: bool) -> None:
+        super().__init__(ahead)
+        self.size = size
+
+    def join(self, held: KeysValues | None, new: KeysValues, passed: int) -> KeysValues:
+        return _after(held, new)
+
+    def view(self, passed: int, count: int, mask: Tensor | None, device: torch.device) -> View:
+        held = min(passed, self.size)
+        if held + count <= self.size + 1:  # nothing is out of sight
+            return _open(range(passed, passed + count), passed - held, self.ahead, mask, device)
+        return Blocks(self.size, self.size if self.ahead else 0, held, count, mask, device)
+
+    def keep(self, joined: KeysValues) -> KeysValues:
+        return KeysValues(*(part[:, :, -self.size :] for part in joined))
+
+
+class Far(Reach):
+    """The last of every ``stride`` places, where it is more than ``size`` away."""
+
+    def __init__(self, size: int, stride: int, ahead: bool) -> None:
+        super().__init__(ahead)
+        self.size, self.stride = size, stride
+
+    def join(self, held: KeysValues | None, new: KeysValues, passed: int) -> KeysValues:
+        first = (self.stride - 1 - passed) % self.stride
+        return _after(held, KeysValues(*(part[:, :, first :: self.stride] for part in new)))
+
+    def view(self, passed: int, count: int, mask: Tensor | None, device: torch.device) -> View:
+        asking, read = range(passed, passed + count), range(self.stride - 1, passed + count, self.stride)
+        apart = _apart(asking, read, device)
+        seen = (apart < -self.size) | (apart > self.size) if self.ahead else apart < -self.size
+        if mask is not None:
+            seen = seen & mask[:, None, None, self.stride - 1 :: self.stride]
+        return Rows(~seen, asking, read, device)
+
+
 def _after(held: KeysValues | None, new: KeysValues) -> KeysValues:
     """The new behind what is held, in its type."""
     if held is None or not held.keys.size(2):
@@ -99,3 +190,33 @@ def _open(asking: range, first: int, ahead: bool, mask: Tensor | None, device: t
     if not ahead and len(asking) > 1:
         blocked = torch.ones(len(asking), len(read), dtype=torch.bool, device=device).triu(asking.start - first + 1)
     return Rows(blocked, asking, read, device)
+
+
+class WindowSettings(Settings):
+    """Only near places are seen (Beltagy et al. 2020)."""
+
+    kind: Literal["window"]
+    size: Annotated[int, Field(ge=1)]
+    """Places seen on either side, beside the one that asks; a decoder sees those before."""
+
+    def reaches(self, ahead: bool) -> tuple[Reach, ...]:
+        """What is seen, and held, in parts."""
+        return (Near(self.size, ahead),)
+
+
+class StridedSettings(Settings):
+    """Near places are seen, and the last of every few (Child et al. 2019)."""
+
+    kind: Literal["strided"]
+    size: Annotated[int, Field(ge=1)]
+    """Places seen on either side, beside the one that asks; a decoder sees those before."""
+    stride: Annotated[int, Field(ge=2)]
+    """Every so many places one is seen from everywhere."""
+
+    def reaches(self, ahead: bool) -> tuple[Reach, ...]:
+        """What is seen, and held, in parts."""
+        return Near(self.size, ahead), Far(self.size, self.stride, ahead)
+
+
+AnySparse = Annotated[WindowSettings | StridedSettings, Field(discriminator="kind")]
+"""Which places self-attention leaves out."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Across, Look, MultiHead, SelfAttention
 from s2s.models.layers import Dropout, lengths_to_mask, places, sinusoids
-from s2s.models.positions import Absolute
-from s2s.models.reach import Everywhere, KeysValues
+from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
+from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 from s2s.tree import Tree, leaves
 
@@ -54,10 +54,19 @@ class StackSettings(Settings):
     """Where layer normalisation stands: before each part, or after it as in the paper."""
     activation: Literal["relu", "gelu"] = "relu"
     """The function inside the feed-forward part."""
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    """How the model knows where a word stands."""
+    groups: Annotated[int, Field(ge=1)] | None = None
+    """Groups of heads that share their keys and values (Ainslie 2023); their number divides ``heads``. By default every
+    head has its own."""
+    positions: PositionKind = "sinusoidal"
+    """How the model knows where a word stands: sinusoidal or learned vectors join the words (Vaswani 2017); relative
+    (Shaw 2018), rotary (Su 2021) and alibi (Press 2022) tell self-attention how far apart two words are."""
     max_positions: Annotated[int, Field(ge=1)] = 1024
     """Learned positions only: how many there are."""
+    max_distance: Annotated[int, Field(ge=1)] = 16
+    """Relative positions only: greater distances are taken for this one."""
+    sparse: AnySparse | None = None
+    """Which places self-attention leaves out: beyond a window, or but for every few. Its cost then grows with the
+    window, not with the square of the length."""
     dropout: Rate | None = None
     """On embeddings and on the output of every part; by default model.dropout."""
     attention_dropout: Rate = 0.0
@@ -69,7 +78,33 @@ class StackSettings(Settings):
     def _divides(self) -> Self:
         if self.size % self.heads:
             raise ValueError(f"heads {self.heads} does not divide size {self.size}")
+        if self.heads % self.shared:
+            raise ValueError(f"groups {self.shared} does not divide heads {self.heads}")
+        if self.positions == "rotary" and self.size // self.heads % 2:
+            raise ValueError(f"rotary positions turn pairs, but a head is {self.size // self.heads} wide, which is odd")
+        seen = self.sparse.size if isinstance(self.sparse, WindowSettings) else self.max_distance
+        if self.positions == "relative" and self.max_distance > seen:
+            raise ValueError(
+                f"max_distance {self.max_distance} is more than the window shows; set it to {seen} or less"
+            )
         return self
+
+    @property
+    def shared(self) -> int:
+        """How many heads have keys and values of their own."""
+        return self.heads if self.groups is None else self.groups
+
+    def relation(self, ahead: bool) -> Relation:
+        """What self-attention knows of places; ``ahead``: it sees what is behind a word too."""
+        if self.positions == "relative":
+            return Relative(self.size // self.heads, self.max_distance, ahead)
+        if self.positions == "rotary":
+            return Rotary()
+        return Alibi(self.heads) if self.positions == "alibi" else Absolute()
+
+    def reaches(self, ahead: bool) -> tuple[Reach, ...]:
+        """How far self-attention sees."""
+        return (Everywhere(ahead),) if self.sparse is None else self.sparse.reaches(ahead)
 
 
 class Input(nn.Module):
@@ -109,10 +144,10 @@ class Layer(nn.Module):
         self.own = SelfAttention(
             size,
             settings.heads,
-            settings.heads,
+            settings.shared,
             settings.attention_dropout,
-            Absolute(),
-            (Everywhere(ahead),),
+            settings.relation(ahead),
+            settings.reaches(ahead),
         )
         self.across = None if across is None else across()
         self.feedforward = FeedForward(size, settings.feedforward, settings.activation, settings.activation_dropout)
@@ -163,7 +198,7 @@ class TransformerEncoder(Encoder):
         self.input = Input(settings, embedding, rate)
         self.layers = nn.ModuleList(Layer(settings, None, True, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
-        self.reaches = (Everywhere(True),)
+        self.reaches = settings.reaches(True)
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
@@ -207,7 +242,7 @@ class TransformerDecoder(Decoder):
         self.layers = nn.ModuleList(Layer(settings, across, False, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, embedding.num_embeddings)
-        self.reaches = (Everywhere(False),)
+        self.reaches = settings.reaches(False)
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
         memory = memory._replace(want=want)
@@ -265,7 +300,7 @@ class TransformerDecoderSettings(StackSettings, DecoderSettings):
 
     def across(self, memory_size: int) -> Across:
         """One layer's attention to the source."""
-        return MultiHead(self.size, memory_size, self.heads, self.heads, self.attention_dropout)
+        return MultiHead(self.size, memory_size, self.heads, self.shared, self.attention_dropout)
 
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> TransformerDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's."""

@@ -21,6 +21,7 @@ from s2s.attention.normalise import Normaliser
 from s2s.attention.scores import AnyScore
 from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
 from s2s.interfaces import BOS, EOS, PAD
+from s2s.models.positions import PositionKind
 from s2s.models.rnn_decoder import RNNDecoder
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.models.start import StartKind
@@ -82,9 +83,40 @@ ENCODERS: dict[str, Options] = {
     "variational": {**BOTH_WAYS, "cell": "lstm", "recurrent_dropout": 0.3},
 }
 STACK: Options = {"kind": "transformer", "size": SIZE, "layers": 2, "heads": 2, "feedforward": 12}
-STACKS: dict[str, Options] = {
-    f"{norm}-{positions}": {**STACK, "norm": norm, "positions": positions}
-    for norm, positions in itertools.product(("pre", "post"), ("sinusoidal", "learned"))
+STACK_AXES: tuple[tuple[Any, ...], ...] = (
+    ("pre", "post"),
+    get_args(PositionKind),
+    (None, {"kind": "window", "size": 2}, {"kind": "strided", "size": 1, "stride": 2}),
+    (None, 1),
+)
+"""Norm, positions, what self-attention leaves out (less is seen than the longest sentence is long), and groups."""
+
+
+def stack_of(*places: int) -> tuple[str, Options]:
+    """Name and settings of a Transformer's stack at these places of `STACK_AXES`."""
+    norm, positions, sparse, groups = (axis[place] for axis, place in zip(STACK_AXES, places, strict=True))
+    name = "-".join([norm, positions, *([sparse["kind"]] if sparse else []), *(["grouped"] if groups else [])])
+    options = {"norm": norm, "positions": positions, "sparse": sparse, "groups": groups, "max_distance": 2}
+    return name, {**STACK, **options}
+
+
+def pairwise(*counts: int) -> Iterator[tuple[int, ...]]:
+    """Places on axes of these lengths, few of them, so that every two places on different axes meet in one."""
+
+    def meetings(places: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+        return set(itertools.combinations(enumerate(places), 2))
+
+    everything = list(itertools.product(*map(range, counts)))
+    left = set[tuple[tuple[int, int], ...]]().union(*map(meetings, everything))
+    while left:
+        best = max(everything, key=lambda places: len(meetings(places) & left))
+        left -= meetings(best)
+        yield best
+
+
+EVERY_STACK = dict(stack_of(*places) for places in itertools.product(*(range(len(axis)) for axis in STACK_AXES)))
+STACKS = {name: EVERY_STACK[name] for name in ("pre-sinusoidal", "pre-learned", "post-sinusoidal", "post-learned")} | {
+    name: EVERY_STACK[name] for name, _ in (stack_of(*places) for places in pairwise(*map(len, STACK_AXES)))
 }
 
 
@@ -195,7 +227,7 @@ def candidates() -> Iterator[Case]:
 
 
 def grid() -> Iterator[Case]:
-    """Every attention x wiring x cell x layers, with encoders and starts by turns."""
+    """Every attention x wiring x cell x layers, with encoders and starts by turns; and every Transformer's stack."""
     turns = zip(itertools.cycle(ENCODERS.items()), itertools.cycle(("zero", "bridge", "mean", "mean")), strict=False)
     axes = (attentions().items(), WIRINGS.items(), ("lstm", "gru"), (1, 2))
     for (attention, options), (wiring, order), cell, layers in itertools.product(*axes):
@@ -206,6 +238,9 @@ def grid() -> Iterator[Case]:
             rest = {"cell": cell, "layers": layers, "start": start} | order
             name = f"{wiring}/{attention}/{cell}-{layers}/{encoder}/{start}"
             yield recurrent(name, reads, attention=options, **rest)
+
+    for stack, options in EVERY_STACK.items():
+        yield Case(f"full/{stack}", {"embedding": SIZE, "tie": "none", "encoder": options, "decoder": options})
 
 
 def _accepted(case: Case) -> bool:

@@ -8,7 +8,9 @@ from typing import Any, get_args
 import pytest
 import torch
 from grid import (
+    EVERY_STACK,
     QUICK,
+    STACK_AXES,
     WIRINGS,
     Case,
     Pairs,
@@ -329,6 +331,15 @@ def test_the_quick_selection_is_a_pairwise_cover() -> None:
         for one, other in itertools.combinations(range(3), 2):
             pairs_of = {(triple[one], triple[other]) for triple in triples}
             assert len(pairs_of) == len({a for a, _ in pairs_of}) * len({b for _, b in pairs_of})
+
+
+def test_the_quick_stacks_are_a_pairwise_cover() -> None:
+    tried = [case.decoder for case in QUICK if case.decoder["kind"] == "transformer"]
+    keys = ("norm", "positions", "sparse", "groups")
+    for (one, here), (other, there) in itertools.combinations(zip(keys, STACK_AXES, strict=True), 2):
+        for a, b in itertools.product(here, there):
+            assert any(options.get(one) == a and options.get(other) == b for options in tried), (a, b)
+    assert len(tried) < len(EVERY_STACK) / 2
 
 
 def test_what_is_refused_is_refused_with_a_reason() -> None:

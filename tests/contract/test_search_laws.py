@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from grid import BOTH_WAYS, STACK, Case, Pairs, build, pairs, recurrent
+from grid import BOTH_WAYS, EVERY_STACK, STACK, Case, Options, Pairs, build, pairs, recurrent
 from torch import Tensor
 
 from s2s.errors import UsageError
@@ -18,11 +18,21 @@ from s2s.models.ensemble import Ensemble
 from s2s.models.seq2seq import Seq2Seq
 from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
 
+SEEING: dict[str, Options] = {
+    "pre-relative": EVERY_STACK["pre-relative"],
+    "post-alibi-window": {**EVERY_STACK["post-alibi-window"], "sparse": {"kind": "window", "size": 1}},
+    "pre-rotary-strided-grouped": EVERY_STACK["pre-rotary-strided-grouped"],
+}
+"""Decoders by what they hold; under a window of one word the first of a translation is out of sight before the last."""
 CASES = [
     recurrent("luong", BOTH_WAYS, wiring="luong", cell="lstm", layers=2),
     recurrent("cgru", BOTH_WAYS, wiring="cgru", attention={"kind": "global", "normaliser": "entmax15"}),
     recurrent("batched", BOTH_WAYS, wiring="luong", input_feeding=False, attention={"kind": "none"}),
     Case("transformer", {"embedding": STACK["size"], "tie": "none", "encoder": STACK, "decoder": STACK}),
+    *(
+        Case(name, {"embedding": STACK["size"], "tie": "none", "encoder": EVERY_STACK[name], "decoder": decoder})
+        for name, decoder in SEEING.items()
+    ),
 ]
 each_model = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 PAIRS = pairs((5, 2, 4, 1))
