@@ -72,7 +72,9 @@ AnyAttention = Annotated[
     Annotated[_Mechanism | CoverageSettings[_Inner], Field(discriminator="kind")], BeforeValidator(_recipe)
 ]
 AnyEncoder = Annotated[RNNEncoderSettings | TransformerEncoderSettings, Field(discriminator="kind")]
-AnyDecoder = Annotated[RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings, Field(discriminator="kind")]
+AnyDecoder = Annotated[
+    RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings[AnyAttention], Field(discriminator="kind")
+]
 AnyTokenizer = Annotated[SentencePieceSettings | WhitespaceSettings, Field(discriminator="kind")]
 
 

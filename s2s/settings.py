@@ -36,6 +36,15 @@ class AttentionSettings(Settings):
         """Why this mechanism cannot be used under a wiring of the decoder; None where it can."""
         return None
 
+    def refusal_as_head(self) -> str | None:
+        """Why this mechanism cannot stand in the heads of a Transformer; None where it can.
+
+        It can where its weights depend on the queries and the source alone: all heads of a layer attend at all target
+        positions at once, and nothing of a layer reaches the readout but its context.
+        """
+        kind: str = self.kind  # type: ignore[attr-defined]
+        return f"attention {kind} is made for recurrent decoders and does not say that it could stand in heads"
+
 
 class EncoderSettings(Settings):
     """An encoder; ``build(vocabulary, ...)`` gives an `s2s.interfaces.Encoder`."""

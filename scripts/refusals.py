@@ -1,7 +1,8 @@
 """Writes docs/refusals.md, the combinations that are refused and why; ``--check`` only compares.
 
 The attentions are those of tests/contract/grid.py, also inside `coverage`, under every wiring with and without input
-feeding. Each is read as settings and built; nothing but a refusal with a reason may come of that.
+feeding, and in the heads of a Transformer. Each is read as settings and built; nothing but a refusal with a reason may
+come of that.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ CHOICES = ("score", "normaliser", "filter")
 INTRODUCTION = """# What is refused
 
 Written by `python scripts/refusals.py`, which reads and builds every combination of attention, score, normaliser,
-wiring and input feeding: {tried:,} of them, of which {refused:,} are refused, all when the settings are read or the
-model is built, before any data are touched. `any` stands for every value that the rows above, and the cells to the
-left, leave open; a kind without options for every example of it.
+wiring and input feeding, and each of these attentions in the heads of a Transformer: {tried:,} of them, of which
+{refused:,} are refused, all when the settings are read or the model is built, before any data are touched. `any` stands
+for every value that the rows above, and the cells to the left, leave open; a kind without options for every example of
+it.
 
 {table}
 
@@ -54,6 +56,9 @@ def combinations() -> Iterator[Combination]:
     inside = [options for options in attentions().values() if options["kind"] != "coverage"]
     wrapped = [{"kind": "coverage", "inner": options} for options in inside]
     wirings = get_args(kinds(AnyDecoder)["rnn"].model_fields["wiring"].annotation)
+    for attention in [*inside, *wrapped]:
+        stack = {"kind": "transformer", "layers": 1, "size": 6, "heads": 2, "attention": attention}
+        yield Combination((*_of_attention(attention), "heads of a Transformer", "by default"), stack)
     for attention, wiring, feeding in itertools.product([*inside, *wrapped], wirings, FEEDING):
         decoder = {"wiring": wiring, "input_feeding": FEEDING[feeding], "attention": attention}
         yield Combination((*_of_attention(attention), wiring, feeding), recurrent("", BOTH_WAYS, **decoder).decoder)

@@ -115,6 +115,12 @@ class CoverageSettings(AttentionSettings, Generic[A]):
             raise ValueError("coverage stands inside the tanh of the additive score; write inner: {score: additive}")
         return self
 
+    def refusal_as_head(self) -> str:
+        return (
+            "coverage adds up the weights of all steps before, but the heads of a Transformer attend at all target "
+            "positions at once"
+        )
+
     def build(self, query_size: int, memory_size: int) -> Coverage:
         inner: Attention = self.inner.build(query_size, memory_size)  # type: ignore[attr-defined]
         (score,) = (module for module in inner.modules() if isinstance(module, Additive))

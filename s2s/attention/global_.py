@@ -66,5 +66,8 @@ class GlobalSettings(AttentionSettings):
     filter: AnyFilter | None = None
     """Weights that are taken away after normalising: all but the k largest (topk), or all below theta (threshold)."""
 
+    def refusal_as_head(self) -> None:
+        return None
+
     def build(self, query_size: int, memory_size: int) -> Global:
         return Global(self.score.build(query_size, memory_size), self.normaliser, memory_size, self.filter)

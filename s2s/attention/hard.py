@@ -130,6 +130,12 @@ class HardSettings(AttentionSettings):
     entropy: Annotated[float, Field(ge=0.0)] = 0.0
     """Bonus for the entropy of alpha, in the loss of every word; Xu et al. use 0.002. It keeps positions alive."""
 
+    def refusal_as_head(self) -> str:
+        return (
+            "attention hard learns by what the right word would have got from another context, which only the readout "
+            "of a recurrent decoder can tell, not a head in the middle of a Transformer"
+        )
+
     def build(self, query_size: int, memory_size: int) -> Hard:
         score = self.score.build(query_size, memory_size)
         return Hard(score, self.estimator.build(), self.evaluate, self.entropy, memory_size)

@@ -75,5 +75,11 @@ class LatentSettings(AttentionSettings):
             raise ValueError("renormalise belongs to k: the weights of all positions sum to one as they are")
         return self
 
+    def refusal_as_head(self) -> str:
+        return (
+            "attention latent gives a mixture of contexts that the readout of words joins; a head in the middle of a "
+            "Transformer has no readout"
+        )
+
     def build(self, query_size: int, memory_size: int) -> Latent:
         return Latent(self.score.build(query_size, memory_size), self.k, self.renormalise, memory_size)

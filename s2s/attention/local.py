@@ -201,6 +201,9 @@ class LocalMonotonicSettings(AttentionSettings):
     filter: AnyFilter | None = None
     """Weights that are taken away after normalising: all but the k largest (topk), or all below theta (threshold)."""
 
+    def refusal_as_head(self) -> None:
+        return None
+
     def build(self, query_size: int, memory_size: int) -> LocalMonotonic:
         score = self.score.build(query_size, memory_size)
         return LocalMonotonic(score, self.normaliser, memory_size, self.window, self.filter)
@@ -226,6 +229,9 @@ class LocalPredictiveSettings(AttentionSettings):
     filter: AnyFilter | None = None
     """Weights that are taken away last, after the Gaussian: all but the k largest (topk), or all below theta
     (threshold)."""
+
+    def refusal_as_head(self) -> None:
+        return None
 
     def build(self, query_size: int, memory_size: int) -> LocalPredictive:
         score, predicted = self.score.build(query_size, memory_size), Predicted(query_size, self.position)

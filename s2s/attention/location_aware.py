@@ -70,6 +70,12 @@ class LocationAwareSettings(AttentionSettings):
     normaliser: Normaliser = "softmax"
     """Scores to weights: softmax, or sparsemax and entmax15, which give exact zeros."""
 
+    def refusal_as_head(self) -> str:
+        return (
+            "attention location-aware scores with the weights of the step before, but the heads of a Transformer "
+            "attend at all target positions at once"
+        )
+
     def build(self, query_size: int, memory_size: int) -> LocationAware:
         size = self.size or query_size
         score = Additive(query_size, memory_size, size, normed=False, identity_source=False)

@@ -59,5 +59,11 @@ class LogisticsSettings(AttentionSettings):
     count: Annotated[int, Field(ge=1, le=100)] = 5
     """K, the number of logistics that make up the window."""
 
+    def refusal_as_head(self) -> str:
+        return (
+            "attention logistics moves on from where the step before stood, but the heads of a Transformer attend "
+            "at all target positions at once"
+        )
+
     def build(self, query_size: int, memory_size: int) -> Logistics:
         return Logistics(query_size, memory_size, self.count)

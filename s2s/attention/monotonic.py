@@ -133,6 +133,12 @@ class LeftToRightSettings(AttentionSettings):
     evaluate: Literal["hard", "expected"] = "hard"
     """hard: in evaluation and translation the scan stops at the first energy above zero; expected: as in training."""
 
+    def refusal_as_head(self) -> str:
+        return (
+            "attention that stops from left to right goes on from the step before, but the heads of a Transformer "
+            "attend at all target positions at once"
+        )
+
     def _score(self, query_size: int, memory_size: int, normed: bool) -> Additive:
         return Additive(query_size, memory_size, self.size or query_size, normed, identity_source=False)
 

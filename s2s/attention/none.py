@@ -58,5 +58,11 @@ class NoneSettings(AttentionSettings):
             return "the second cell of a cgru reads nothing but the context; use context: summary, or another wiring"
         return None
 
+    def refusal_as_head(self) -> str:
+        return (
+            "heads that read nothing leave a Transformer blind to its source: it has no first state through which "
+            "attention none could tell it anything"
+        )
+
     def build(self, query_size: int, memory_size: int) -> Attention:
         return NoContext() if self.context == "none" else Summary(memory_size)

@@ -1,9 +1,10 @@
-"""Multi-head attention: over a memory, and over the sequence itself.
+"""Multi-head attention: over a memory, over the sequence itself, and with another mechanism in every head.
 
     head_h = softmax(Q_h K_h^T / sqrt(d / heads)) V_h,   what is read = W_O [head_1 ; ...]      Vaswani et al. 2017
 
 With fewer groups than heads, the heads of a group share their keys and values (Ainslie et al. 2023, section 2.2): that
-much less is what a decoder has to remember.
+much smaller is what a decoder has to remember. A mechanism of `s2s.attention` in the place of the softmax is given a
+head's queries, divided by sqrt(d / heads) as above, its keys to score, and its values to read.
 
 Products are written out: at sentence lengths they are faster on a CPU than the fused attention kernel, and the weights
 are there when somebody wants to see them.
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from s2s.interfaces import Memory
+from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import Dropout
 from s2s.models.positions import Absolute, Relation
 from s2s.models.reach import KeysValues, Reach, Rows, View
@@ -79,6 +80,9 @@ class Across(_Projections, ABC):
     @abstractmethod
     def forward(self, x: Tensor, memory: Memory, source: Tree, state: Tree) -> tuple[Tensor, Tensor, Tree]:
         """What x (B, T, d) reads, (B, T, d), the weights (B, heads, T, S), and the new state."""
+
+    def set_update(self, update: int) -> None:
+        """See `s2s.interfaces.Attention.set_update`."""
 
 
 def attend(query: Tensor, lanes: Lanes, relation: Relation, dropout: Dropout) -> tuple[Tensor, Tensor]:
@@ -177,3 +181,49 @@ class SelfAttention(_Projections):
         context, weights = attend(query, lanes, self.relation, self.dropout)
         kept = tuple(reach.keep(one) for reach, one in zip(self.reaches, joined, strict=True))
         return self._joined(context), kept, weights
+
+
+class Mechanisms(Across):
+    """Another mechanism in every head, each with its own parameters and state."""
+
+    def __init__(self, size: int, memory_size: int, groups: int, mechanisms: Sequence[Attention]) -> None:
+        super().__init__(size, memory_size, len(mechanisms), groups)
+        self.mechanisms = nn.ModuleList(mechanisms)
+
+    def read(self, memory: Memory) -> tuple[KeysValues, ...]:
+        """Of each head its keys, as the mechanism prepared them, and its values (B, S, d / heads)."""
+        keys, values = (self.each(part).unbind(1) for part in self._keys_values(memory.values))
+        zero = ~memory.mask.unsqueeze(-1)
+        return tuple(
+            KeysValues(
+                mechanism.prepare(memory._replace(values=own.masked_fill(zero, 0.0))).keys,  # type: ignore[operator]
+                read.masked_fill(zero, 0.0),
+            )
+            for mechanism, own, read in zip(self.mechanisms, keys, values, strict=True)
+        )
+
+    def _memories(self, memory: Memory, source: tuple[KeysValues, ...]) -> list[Memory]:
+        return [memory._replace(keys=one.keys, values=one.values) for one in source]
+
+    def start(self, memory: Memory, source: tuple[KeysValues, ...]) -> Tree:
+        memories = self._memories(memory, source)
+        return tuple(
+            mechanism.start(one)  # type: ignore[operator]
+            for mechanism, one in zip(self.mechanisms, memories, strict=True)
+        )
+
+    def forward(
+        self, x: Tensor, memory: Memory, source: tuple[KeysValues, ...], state: Tree
+    ) -> tuple[Tensor, Tensor, Tree]:
+        queries = (self._queries(x) * self.width**-0.5).unbind(1)
+        found: list[tuple[Attended, Tree]] = [
+            mechanism(*given)
+            for mechanism, *given in zip(self.mechanisms, queries, self._memories(memory, source), state, strict=True)
+        ]
+        context = torch.stack([attended.context for attended, _ in found], 1)
+        weights = torch.stack([attended.weights for attended, _ in found if attended.weights is not None], 1)
+        return self._joined(context), weights, tuple(after for _, after in found)
+
+    def set_update(self, update: int) -> None:
+        for mechanism in self.mechanisms:
+            mechanism.set_update(update)  # type: ignore[operator]

@@ -14,20 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
-from s2s.models.heads import Across, Look, MultiHead, SelfAttention
+from s2s.models.heads import Across, Look, Mechanisms, MultiHead, SelfAttention
 from s2s.models.layers import Dropout, lengths_to_mask, places, sinusoids
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
-from s2s.settings import DecoderSettings, EncoderSettings, Settings
+from s2s.settings import AttentionSettings, DecoderSettings, EncoderSettings, Settings
 from s2s.tree import Tree, leaves
 
+A = TypeVar("A", bound=AttentionSettings)
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -232,7 +233,7 @@ class TransformerDecoder(Decoder):
     """See `TransformerDecoderSettings`."""
 
     def __init__(
-        self, settings: TransformerDecoderSettings, embedding: nn.Embedding, memory_size: int, dropout: float
+        self, settings: TransformerDecoderSettings[Any], embedding: nn.Embedding, memory_size: int, dropout: float
     ) -> None:
         super().__init__()
         rate = dropout if settings.dropout is None else settings.dropout
@@ -278,6 +279,10 @@ class TransformerDecoder(Decoder):
         done = state.passed.new_empty(len(tokens), passed + count, 0)
         return Decoded(x, weights=weights, heads=heads), Past(done, tuple(after))
 
+    def set_update(self, update: int) -> None:
+        for layer in self.layers:
+            layer.across.set_update(update)  # type: ignore[union-attr, operator]
+
 
 class TransformerEncoderSettings(StackSettings, EncoderSettings):
     """Layers of self-attention over the source (Vaswani 2017)."""
@@ -288,10 +293,20 @@ class TransformerEncoderSettings(StackSettings, EncoderSettings):
         return TransformerEncoder(self, embedding, dropout)
 
 
-class TransformerDecoderSettings(StackSettings, DecoderSettings):
+class TransformerDecoderSettings(StackSettings, DecoderSettings, Generic[A]):
     """Layers of self-attention over the words so far and attention over the source (Vaswani 2017)."""
 
     kind: Literal["transformer"]
+    attention: A | None = None
+    """What stands in every head of the attention to the source, with parameters of its own; by default the paper's
+    scaled products and their softmax. Its weights are not dropped."""
+
+    @model_validator(mode="after")
+    def _stands_in_heads(self) -> Self:
+        reason = None if self.attention is None else self.attention.refusal_as_head()
+        if reason:
+            raise ValueError(reason)
+        return self
 
     @property
     def reads_cells(self) -> bool:
@@ -300,7 +315,10 @@ class TransformerDecoderSettings(StackSettings, DecoderSettings):
 
     def across(self, memory_size: int) -> Across:
         """One layer's attention to the source."""
-        return MultiHead(self.size, memory_size, self.heads, self.shared, self.attention_dropout)
+        if self.attention is None:
+            return MultiHead(self.size, memory_size, self.heads, self.shared, self.attention_dropout)
+        width, build = self.size // self.heads, self.attention.build  # type: ignore[attr-defined]
+        return Mechanisms(self.size, memory_size, self.shared, [build(width, width) for _ in range(self.heads)])
 
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> TransformerDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's."""

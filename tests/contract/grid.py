@@ -194,6 +194,18 @@ def recurrent(name: str, encoder: Options, **decoder: Any) -> Case:
     return Case(name, {"embedding": 6, "tie": "none", "encoder": encoder, "decoder": default | decoder})
 
 
+def attending(name: str, attention: Options, **stack: Any) -> Case:
+    """A case with a Transformer's decoder whose heads are this attention."""
+    decoder = {**STACK, "attention": attention, **stack}
+    return Case(name, {"embedding": SIZE, "tie": "none", "encoder": BOTH_WAYS, "decoder": decoder})
+
+
+def stands_in_heads(attention: Options) -> bool:
+    """Whether a Transformer's heads can be this attention."""
+    settings: AttentionSettings = TypeAdapter(AnyAttention).validate_python(attention)
+    return settings.refusal_as_head() is None
+
+
 def candidates() -> Iterator[Case]:
     """The quick selection: attention x wiring, and everything else at least once beside it.
 
@@ -216,6 +228,9 @@ def candidates() -> Iterator[Case]:
     yield recurrent("variational", BOTH_WAYS, wiring="bahdanau", cell="lstm", layers=2, recurrent_dropout=0.3)
     hybrid = recurrent("hybrid", STACKS["pre-sinusoidal"], wiring="luong", cell="lstm")
     yield Case(hybrid.name, {**hybrid.model, "embedding": SIZE})
+    for options, places in _variants():
+        if stands_in_heads(options) and (places is None or not (places + len(WIRINGS)) % turns):
+            yield attending(f"heads/{_name(options)}", options)
     for stack, options in STACKS.items():
         yield Case(stack, {"embedding": SIZE, "tie": "none", "encoder": options, "decoder": options})
     mixed = {"embedding": SIZE, "tie": "none", "encoder": ENCODERS["wider"], "decoder": STACKS["post-learned"]}
@@ -239,6 +254,9 @@ def grid() -> Iterator[Case]:
             name = f"{wiring}/{attention}/{cell}-{layers}/{encoder}/{start}"
             yield recurrent(name, reads, attention=options, **rest)
 
+    for attention, options in attentions().items():
+        if stands_in_heads(options):
+            yield attending(f"heads/{attention}/grouped", options, groups=1)
     for stack, options in EVERY_STACK.items():
         yield Case(f"full/{stack}", {"embedding": SIZE, "tie": "none", "encoder": options, "decoder": options})
 

@@ -59,12 +59,17 @@ def test_reasons_are_sentences(refused: dict[str, list[Any]]) -> None:
 
 
 def test_nothing_else_is_refused(everything: list[Any], refused: dict[str, list[Any]]) -> None:
-    """By hand: feeding is luong's alone, a cgru needs a context, coverage needs weights and the additive score."""
+    """By hand: feeding is luong's alone, a cgru needs a context, coverage needs weights and the additive score.
+
+    Heads are `global` or local.
+    """
     gone = {one.places for found in refused.values() for one in found}
     for one in everything:
         kind, score, _, wiring, feeding = one.places
-        impossible = wiring != "luong" and feeding != "by default"
+        impossible = wiring in ("bahdanau", "cgru") and feeding != "by default"
         impossible |= wiring == "cgru" and kind == "none"
+        heads = wiring == "heads of a Transformer"
+        impossible |= heads and kind.split(" ")[0] not in ("global", "local-m", "local-p")
         if kind.startswith("coverage of "):
             inside = kind.removeprefix("coverage of ").split(" ")[0]
             impossible |= inside in ("none", "monotonic", "mocha", "location-aware")

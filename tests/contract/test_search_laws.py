@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from grid import BOTH_WAYS, EVERY_STACK, STACK, Case, Options, Pairs, build, pairs, recurrent
+from grid import BOTH_WAYS, EVERY_STACK, STACK, Case, Options, Pairs, attending, build, pairs, recurrent
 from torch import Tensor
 
 from s2s.errors import UsageError
@@ -33,6 +33,7 @@ CASES = [
         Case(name, {"embedding": STACK["size"], "tie": "none", "encoder": EVERY_STACK[name], "decoder": decoder})
         for name, decoder in SEEING.items()
     ),
+    attending("local-m", {"kind": "local-m", "window": 1, "normaliser": "sparsemax"}, layers=1),
 ]
 each_model = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 PAIRS = pairs((5, 2, 4, 1))
