@@ -19,7 +19,7 @@ Three rules hold everything together.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -98,16 +98,26 @@ class Gold(Protocol):
     def __call__(self, context: Tensor | None = None) -> Tensor: ...
 
 
+Told = Callable[[Tensor], Tensor]
+"""log p(the word just read), had the step that said it read ``context``: (B, 1, N, M) to (B, 1, N), with gradient.
+
+Zero where no step said the word: before the first one, and at padding.
+"""
+
+
 class Attention(nn.Module, ABC):
     """One mechanism: ``context_size`` is the width of the contexts it gives.
 
     ``asks_gold`` is True where `penalties` or `statistics` call ``gold`` with a context of their own; ``draws`` where
-    training estimates a gradient by what it draws, so that the estimate has a variance.
+    training estimates a gradient by what it draws, so that the estimate has a variance; ``listens`` where the next step
+    depends on how likely the last word was at the positions it could come from. Then queries come one at a time, and
+    `listen` is called before each.
     """
 
     context_size: int
     asks_gold = False
     draws = False
+    listens = False
 
     def prepare(self, memory: Memory) -> Memory:
         """Compute once per sentence what every step needs (usually the keys)."""
@@ -120,6 +130,14 @@ class Attention(nn.Module, ABC):
     @abstractmethod
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         """Attend T queries (B, T, H) at once."""
+
+    def listen(self, told: Told, memory: Memory, state: Tree) -> tuple[Tensor | None, Tree]:
+        """Take in the word that the last step said, of which ``told`` knows the likelihood under any context.
+
+        The state, and the context (B, 1, M) that the recurrence is fed in the place of the one that was read; None
+        leaves that as it is.
+        """
+        return None, state
 
     def penalties(self, attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
         """The mechanism's own terms of the loss, by name, each (B, T) or (B,)."""

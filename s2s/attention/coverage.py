@@ -24,7 +24,7 @@ from s2s.analysis.diagnostics import from_trace
 from s2s.attention.normalise import wide
 from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.attention.scores import Additive, AdditiveSettings
-from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
+from s2s.interfaces import Attended, Attention, Gold, Memory, Told, Totals
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree, join_time
 
@@ -46,6 +46,7 @@ class Coverage(Attention):
         super().__init__()
         self.inner, self.schedule, self.weight = inner, weight, value_at(weight, 0)
         self.context_size, self.asks_gold, self.draws = inner.context_size, inner.asks_gold, inner.draws
+        self.listens = inner.listens
         self.vector = nn.Parameter(torch.zeros(size))
 
     def prepare(self, memory: Memory) -> Memory:
@@ -53,6 +54,11 @@ class Coverage(Attention):
 
     def start(self, memory: Memory) -> tuple[Tensor, Tree]:
         return torch.zeros_like(wide(memory.values[..., 0])), self.inner.start(memory)  # (B, S)
+
+    def listen(self, told: Told, memory: Memory, state: Tree) -> tuple[Tensor | None, Tree]:
+        covered, inner = state
+        context, inner = self.inner.listen(told, memory, inner)
+        return context, (covered, inner)
 
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         covered, inner = state

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,7 +28,7 @@ from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import dropout_mask
 from s2s.models.recurrence import LayerState, Recurrence, RecurrentLayer
 from s2s.products import by_rows, share
-from s2s.tree import Tree, map_tree
+from s2s.tree import Tree, join_time, map_tree
 
 ReadoutKind = Literal["tanh", "maxout"]
 
@@ -57,8 +58,12 @@ class WiringState(NamedTuple):
     attention: Tree
     fed: Tensor | None
     """(B, D) the last h~, under input feeding."""
+    unread: Unread | None = None
+    """(B, ...) what the last word was read from, for an attention that listens."""
 
 
+Said = Callable[[int, Unread, Tensor], Tensor]
+"""log p(the word read at a position | context), given what it was read from: (B, 1, N, M) to (B, 1, N)."""
 Advance = Callable[[slice, Memory, WiringState], tuple[Step, WiringState]]
 """The positions of a slice, given memory and state."""
 
@@ -77,6 +82,15 @@ class Readout(nn.Module):
         self.join = nn.Linear(hidden + context + embedded, 2 * size if kind == "maxout" else size, bias=False)
         self.widths, self.size, self.dropout, self.kind = (hidden, context, embedded), size, dropout, kind
 
+    def nothing(self, memory: Memory) -> Unread:
+        """What there is to be read before the first step, (B, ...): zeros."""
+        hidden, _, embedded = (memory.values.new_zeros(len(memory.values), width) for width in self.widths)
+        keep = memory.values.new_zeros(len(memory.values), self.size) if self._drops() else None
+        return Unread(hidden, embedded if self.widths[2] else None, keep)
+
+    def _drops(self) -> bool:
+        return self.training and self.dropout > 0.0
+
     def _joined(self, inside: Tensor) -> Tensor:
         """f of (..., D), or of (..., 2 D) for maxout, to (..., D)."""
         if self.kind == "tanh":
@@ -85,7 +99,7 @@ class Readout(nn.Module):
 
     def draw(self, embedded: Tensor) -> Tensor | None:
         """The dropout masks (B, T, D) of one forward pass over embedded words (B, T, E); None where there are none."""
-        if not self.training or self.dropout == 0.0:
+        if not self._drops():
             return None
         return dropout_mask((embedded.size(0), embedded.size(1), self.size), self.dropout, embedded)
 
@@ -124,7 +138,8 @@ def attend(attention: Attention, query: Tensor, memory: Memory, state: Tree) -> 
     return map_tree(lambda part: part.flatten(0, 1).unsqueeze(1), attended), state
 
 
-def _with_time(unread: Unread) -> Unread:
+def with_time(unread: Unread) -> Unread:
+    """(B, ...) parts as those of one step, (B, 1, ...)."""
     return map_tree(lambda part: part.unsqueeze(1), unread)
 
 
@@ -136,8 +151,11 @@ class Wiring(nn.Module, ABC):
     readout: Readout
 
     @abstractmethod
-    def begin(self, embedded: Tensor) -> Advance:
-        """Do for all T embedded words (B, T, E) what needs no feedback; give the function that does the rest."""
+    def begin(self, embedded: Tensor, said: Said | None) -> Advance:
+        """Do for all T embedded words (B, T, E) what needs no feedback; give the function that does the rest.
+
+        ``said`` knows these words' likelihoods, and is there where the attention listens.
+        """
 
     @abstractmethod
     def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
@@ -146,11 +164,22 @@ class Wiring(nn.Module, ABC):
     def start(self, memory: Memory, states: list[LayerState]) -> tuple[Memory, WiringState]:
         """Memory with keys, and the state before the first word."""
         memory = self.attention.prepare(memory)
-        return memory, WiringState(self.states(states), self.attention.start(memory), self.first_fed(memory))
+        unread = self.readout.nothing(memory) if self.attention.listens else None
+        return memory, WiringState(self.states(states), self.attention.start(memory), self.first_fed(memory), unread)
 
     def first_fed(self, memory: Memory) -> Tensor | None:
         """What is fed to the first word."""
         return None
+
+    def listen(
+        self, position: int, memory: Memory, state: WiringState, said: Said | None
+    ) -> tuple[Tensor | None, WiringState]:
+        """Tell the attention of the word at a position, if it listens; what `Attention.listen` answers."""
+        if said is None or state.unread is None:
+            return None, state
+        told = partial(said, position, state.unread)
+        context, attention = self.attention.listen(told, memory, state.attention)
+        return context, state._replace(attention=attention)
 
 
 class Luong(Wiring):
@@ -166,21 +195,38 @@ class Luong(Wiring):
     def first_fed(self, memory: Memory) -> Tensor | None:
         return memory.values.new_zeros(memory.values.size(0), self.readout.size) if self.feeds_back else None
 
-    def begin(self, embedded: Tensor) -> Advance:
-        return self._by_steps(embedded) if self.feeds_back else self._at_once(embedded)
+    def begin(self, embedded: Tensor, said: Said | None) -> Advance:
+        return self._by_steps(embedded, said) if self.feeds_back else self._at_once(embedded, said)
 
-    def _at_once(self, embedded: Tensor) -> Advance:
+    def _at_once(self, embedded: Tensor, said: Said | None) -> Advance:
         keep = self.readout.draw(embedded)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             hidden, layers = self.recurrence.run(embedded[:, where], state.layers)
-            attended, attention = attend(self.attention, hidden, memory, state.attention)
             unread = Unread(hidden, None, None if keep is None else keep[:, where])
-            return Step(unread, self.readout(unread, attended.context), attended), WiringState(layers, attention, None)
+            if said is None:
+                attended, attention = attend(self.attention, hidden, memory, state.attention)
+                state = WiringState(layers, attention, None)
+            else:
+                attended, state = self._listening(where.start, unread, memory, state._replace(layers=layers), said)
+            return Step(unread, self.readout(unread, attended.context), attended), state
 
         return advance
 
-    def _by_steps(self, embedded: Tensor) -> Advance:
+    def _listening(
+        self, first: int, unread: Unread, memory: Memory, state: WiringState, said: Said
+    ) -> tuple[Attended, WiringState]:
+        """The recurrence has run; only the attention goes step by step."""
+        steps: list[Attended] = []
+        for step, query in enumerate(unread.hidden.unsqueeze(2).unbind(1)):
+            _, state = self.listen(first + step, memory, state, said)
+            attended, attention = attend(self.attention, query, memory, state.attention)
+            steps.append(attended)
+            here: Unread = map_tree(lambda part, step=step: part[:, step], unread)  # type: ignore[misc]
+            state = state._replace(attention=attention, unread=here)
+        return join_time(steps), state
+
+    def _by_steps(self, embedded: Tensor, said: Said | None) -> Advance:
         gates, recur, read = (
             self.recurrence.gates(embedded).unbind(1),
             self.recurrence.stepper(),
@@ -189,12 +235,17 @@ class Luong(Wiring):
         keep = self.readout.draw(embedded)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
-            hidden, layers = recur(gates[where.start], state.fed, state.layers)
+            again, state = self.listen(where.start, memory, state, said)
+            fed = state.fed
+            if again is not None and state.unread is not None:
+                fed = read(state.unread, again[:, 0]).to(memory.values.dtype)
+            hidden, layers = recur(gates[where.start], fed, state.layers)
             attended, attention = attend(self.attention, hidden.unsqueeze(1), memory, state.attention)
             unread = Unread(hidden, None, None if keep is None else keep[:, where.start])
             joined = read(unread, attended.context[:, 0])
-            step = Step(_with_time(unread), joined.unsqueeze(1), attended)
-            return step, WiringState(layers, attention, joined.to(memory.values.dtype))
+            step = Step(with_time(unread), joined.unsqueeze(1), attended)
+            kept = None if said is None else unread
+            return step, WiringState(layers, attention, joined.to(memory.values.dtype), kept)
 
         return advance
 
@@ -214,7 +265,7 @@ class Bahdanau(Wiring):
     def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
         return self.recurrence.begin(states)
 
-    def begin(self, embedded: Tensor) -> Advance:
+    def begin(self, embedded: Tensor, said: Said | None) -> Advance:
         gates, recur, read = (
             self.recurrence.gates(embedded).unbind(1),
             self.recurrence.stepper(),
@@ -223,6 +274,7 @@ class Bahdanau(Wiring):
         keep, words = self.readout.draw(embedded), embedded.unbind(1)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
+            _, state = self.listen(where.start, memory, state, said)
             query = state.layers[-1].hidden
             attended, attention = attend(self.attention, query.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
@@ -230,8 +282,8 @@ class Bahdanau(Wiring):
             told = query if self.readout.kind == "maxout" else hidden
             unread = Unread(told, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
-            step = Step(_with_time(unread), joined.unsqueeze(1), attended)
-            return step, WiringState(layers, attention, None)
+            step = Step(with_time(unread), joined.unsqueeze(1), attended)
+            return step, WiringState(layers, attention, None, None if said is None else unread)
 
         return advance
 
@@ -248,19 +300,20 @@ class ConditionalGRU(Wiring):
     def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
         return tuple(states)
 
-    def begin(self, embedded: Tensor) -> Advance:
+    def begin(self, embedded: Tensor, said: Said | None) -> Advance:
         gates, recur, recur_again = self.first.gates(embedded).unbind(1), self.first.stepper(), self.second.stepper()
         of_context, read = share(self.second.weight_input), self.readout.stepper()
         keep, words = self.readout.draw(embedded), embedded.unbind(1)
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
+            _, state = self.listen(where.start, memory, state, said)
             between = recur(gates[where.start], None, state.layers[0])
             attended, attention = attend(self.attention, between.hidden.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
             layer = recur_again(by_rows(context, of_context) + self.second.bias, None, between)
             unread = Unread(layer.hidden, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
-            step = Step(_with_time(unread), joined.unsqueeze(1), attended)
-            return step, WiringState((layer,), attention, None)
+            step = Step(with_time(unread), joined.unsqueeze(1), attended)
+            return step, WiringState((layer,), attention, None, None if said is None else unread)
 
         return advance

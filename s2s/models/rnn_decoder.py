@@ -9,9 +9,21 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from s2s.interfaces import NOTHING, PAD, Attention, Decoded, Decoder, Encoder, Memory, Mixture, Totals
+from s2s.interfaces import BOS, NOTHING, PAD, Attention, Decoded, Decoder, Encoder, Memory, Mixture, Totals
 from s2s.likelihood import log_likelihood
-from s2s.models.cells import Bahdanau, ConditionalGRU, Luong, Readout, ReadoutKind, Step, Unread, Wiring, WiringState
+from s2s.models.cells import (
+    Bahdanau,
+    ConditionalGRU,
+    Luong,
+    Readout,
+    ReadoutKind,
+    Said,
+    Step,
+    Unread,
+    Wiring,
+    WiringState,
+    with_time,
+)
 from s2s.models.layers import Dropout
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
@@ -42,12 +54,12 @@ class RNNDecoder(Decoder):
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, WiringState]:
         memory, state = self.wiring.start(memory._replace(want=want), self.first(memory))
-        if self.wiring.feeds_back:  # every step reads all of it
+        if self.wiring.feeds_back or self.attention.listens:  # every step reads all of it
             memory = memory._replace(values=share(memory.values), keys=share_all(memory.keys))
         return memory, state
 
     def forward(self, tokens: Tensor, memory: Memory, state: WiringState) -> tuple[Decoded, Tree]:
-        advance = self.wiring.begin(self.embedded(self.embedding(tokens)))
+        advance = self.wiring.begin(self.embedded(self.embedding(tokens)), self._said(tokens))
         width = 1 if self.wiring.feeds_back else tokens.size(1)
         steps: list[Step] = []
         for first in range(0, tokens.size(1), width):
@@ -58,6 +70,17 @@ class RNNDecoder(Decoder):
         reread = attended.mixture is not None or self.attention.asks_gold
         unread = whole.unread if reread else None
         return Decoded(whole.joined, unread, attended, attended.mixture, attended.weights), state
+
+    def _said(self, tokens: Tensor) -> Said | None:
+        """What an attention that listens is told of ``tokens`` (B, T), which steps before them said; not of BOS."""
+        if not self.attention.listens:
+            return None
+        words = tokens.masked_fill(tokens == BOS, PAD)
+
+        def said(position: int, unread: Unread, context: Tensor) -> Tensor:
+            return _Words(self, words[:, position : position + 1]).under(with_time(unread), context)
+
+        return said
 
     def shares(self, state: WiringState) -> bool:
         """Where the attention remembers nothing: to it places of one step are like steps of one place."""
@@ -109,34 +132,46 @@ class RNNDecoder(Decoder):
         self.attention.set_update(update)
 
 
+class _Words:
+    """Given words (B, T) and how likely they are; zero where they are padding."""
+
+    def __init__(self, decoder: RNNDecoder, words: Tensor) -> None:
+        self.decoder, self.real = decoder, words != PAD
+        self.ids = words[self.real]  # (n,)
+
+    def under(self, unread: Unread, context: Tensor) -> Tensor:
+        """log p(word | context): contexts (B, T, M) to (B, T), or (B, T, N, M) to (B, T, N)."""
+        joined = self.decoder.wiring.readout(unread, context)
+        return self.read_from(self.decoder._narrowed(joined[self.real]))
+
+    def read_from(self, features: Tensor) -> Tensor:
+        """Of features (n, D), or (n, N, D), what the words have: (B, T), or (B, T, N)."""
+        words = self.ids if features.dim() == 2 else self.ids.unsqueeze(1).expand(features.shape[:2])
+        output = self.decoder.output
+        found = log_likelihood(features.flatten(0, -2), output.weight, output.bias, words.flatten())
+        return self.placed(found.view(words.shape))
+
+    def placed(self, found: Tensor) -> Tensor:
+        """(n, ...) to (B, T, ...)."""
+        placed = found.new_zeros((*self.real.shape, *found.shape[1:]))
+        return placed.index_put((self.real,), found)
+
+
 class _Gold:
     """See `s2s.interfaces.Gold`; zero where the target is padding."""
 
     def __init__(self, decoder: RNNDecoder, decoded: Decoded, memory: Memory, target: Tensor) -> None:
         self.decoder, self.decoded, self.memory = decoder, decoded, memory
-        self.real = target != PAD
-        self.words = target[self.real]  # (n,)
+        self.words = _Words(decoder, target)
+        self.real = self.words.real
 
     def __call__(self, context: Tensor | None = None) -> Tensor:
-        decoder = self.decoder
         if context is not None:
-            return self._likelihood(decoder._narrowed(decoder.wiring.readout(self.decoded.unread, context)[self.real]))
+            return self.words.under(self.decoded.unread, context)
         if self.decoded.mixture is None:
-            return self._likelihood(decoder.features(self.decoded, self.memory, self.real))
-        mixed = decoder.logits(self.decoded, self.memory, self.real)  # log-probabilities
-        return self._placed(mixed.gather(1, self.words.unsqueeze(1))[:, 0])
-
-    def _likelihood(self, features: Tensor) -> Tensor:
-        """Of features (n, D), or (n, N, D), what the right words have: (B, T), or (B, T, N)."""
-        words = self.words if features.dim() == 2 else self.words.unsqueeze(1).expand(features.shape[:2])
-        output = self.decoder.output
-        found = log_likelihood(features.flatten(0, -2), output.weight, output.bias, words.flatten())
-        return self._placed(found.view(words.shape))
-
-    def _placed(self, found: Tensor) -> Tensor:
-        """(n, ...) to (B, T, ...)."""
-        placed = found.new_zeros((*self.real.shape, *found.shape[1:]))
-        return placed.index_put((self.real,), found)
+            return self.words.read_from(self.decoder.features(self.decoded, self.memory, self.real))
+        mixed = self.decoder.logits(self.decoded, self.memory, self.real)  # log-probabilities
+        return self.words.placed(mixed.gather(1, self.words.ids.unsqueeze(1))[:, 0])
 
 
 class RNNDecoderSettings(DecoderSettings, Generic[A]):

@@ -10,7 +10,7 @@ from grid import BOTH_WAYS, STACKS, WIRINGS, Case, Pairs, build, only, pairs, re
 from torch import Tensor
 
 from s2s.attention.normalise import masked_log_softmax
-from s2s.interfaces import PAD, Attended, Attention, Decoded, Gold, Memory, Mixture
+from s2s.interfaces import PAD, Attended, Attention, Decoded, Gold, Memory, Mixture, Told
 from s2s.models.seq2seq import Seq2Seq
 from s2s.training.objective import ObjectiveSettings, TrainingStep
 from s2s.tree import Tree
@@ -104,6 +104,61 @@ def test_the_gradient_of_gold_reaches_its_context(case: Case, monkeypatch: pytes
     other = torch.randn(context.shape, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(gold(other).sum(), other)
     assert gradient[REAL].abs().sum(-1).min() > 0 and (gradient[~REAL] == 0).all()
+
+
+# --- told -------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("training", [False, True], ids=["evaluating", "training"])
+@each_wiring
+def test_who_listens_is_told_how_likely_the_last_word_was(
+    case: Case, training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under any context, by the readout and the dropout of the step that said it; zero for BOS and at padding."""
+    model = build(case, dropout=0.4).train(training)
+    attention, heard = only(model.decoder).attention, list[Tensor]()
+    others = torch.randn(len(PAIRS.lengths), 1, 3, attention.context_size, dtype=torch.float64)
+
+    def listen(told: Told, memory: Memory, state: Tree) -> tuple[None, Tree]:
+        heard.append(told(others)[:, 0])
+        return None, state
+
+    for name, value in (("listens", True), ("asks_gold", True), ("listen", listen)):
+        monkeypatch.setattr(attention, name, value)
+    decoded, _ = model(PAIRS.source, PAIRS.lengths, PAIRS.words)
+    assert len(heard) == PAIRS.words.size(1) and (heard[0] == 0).all()
+    for n in range(3):
+        context = others[:, :, n].expand(-1, PAIRS.words.size(1), -1)
+        expected = of_gold(read_words(model, decoded, context))
+        torch.testing.assert_close(torch.stack(heard[1:], 1)[..., n], expected[:, :-1])
+
+
+@torch.no_grad()
+def test_what_who_listens_answers_is_fed_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under input feeding; the readout of the context that was read, said once more, changes nothing."""
+    model = build(CASES[0])
+    attention, read = only(model.decoder).attention, list[Tensor]()
+    expected = model(PAIRS.source, PAIRS.lengths, PAIRS.words)[0].features
+    attend, factor = attention.forward, 1.0
+
+    def remember(query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+        attended, state = attend(query, memory, state)
+        read.append(attended.context)
+        return attended, state
+
+    def listen(told: Told, memory: Memory, state: Tree) -> tuple[Tensor, Tree]:
+        nothing = torch.zeros(len(PAIRS.lengths), 1, attention.context_size, dtype=torch.float64)
+        return (factor * read[-1] if read else nothing), state
+
+    for name, value in (("listens", True), ("listen", listen), ("forward", remember)):
+        monkeypatch.setattr(attention, name, value)
+    torch.testing.assert_close(model(PAIRS.source, PAIRS.lengths, PAIRS.words)[0].features, expected)
+    read.clear()
+    factor = 2.0
+    found = model(PAIRS.source, PAIRS.lengths, PAIRS.words)[0].features
+    torch.testing.assert_close(found[:, 0], expected[:, 0])
+    assert not torch.allclose(found[:, 1], expected[:, 1])
 
 
 # --- mixtures ---------------------------------------------------------------------------------------------------------
