@@ -24,6 +24,18 @@ from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
 
+def likeliest(log_weights: Tensor, count: int | None, renormalise: bool) -> tuple[Mixture, Tensor]:
+    """The mixture of the ``count`` likeliest positions of ``log_weights`` (B, T, S), of all where that is None.
+
+    And the log-weights (B, T, N) of these positions as they were. Ties go to the lowest position.
+    """
+    if count is None or count >= log_weights.size(-1):
+        return Mixture(log_weights), log_weights
+    ordered, positions = log_weights.sort(dim=-1, descending=True, stable=True)
+    kept = ordered[..., :count]  # (B, T, N)
+    return Mixture(kept.log_softmax(-1) if renormalise else kept, positions[..., :count]), kept
+
+
 class Latent(Attention):
     """A mixture of the ``count`` likeliest positions (None: of all); stateless, all T queries are attended at once."""
 
@@ -37,31 +49,19 @@ class Latent(Attention):
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         log_weights = masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))  # (B, T, S)
         weights = log_weights.exp()
-        mixture, kept = self._mixture(log_weights)
+        # In evaluation always renormalised: what is measured and searched is a distribution.
+        mixture, kept = likeliest(log_weights, self.count, self.renormalise or not self.training)
         trace = {"kept": kept.exp().sum(-1)} if self.count is not None and "trace" in memory.want else {}
         return Attended(mean_context(weights, memory.values), weights, mixture, trace), state
-
-    def _mixture(self, log_weights: Tensor) -> tuple[Mixture, Tensor]:
-        """The mixture, and the prior's log-weights (B, T, N) of its positions.
-
-        In evaluation always renormalised: what is measured and searched is a distribution.
-        """
-        if self.count is None or self.count >= log_weights.size(-1):
-            return Mixture(log_weights), log_weights
-        ordered, positions = log_weights.sort(dim=-1, descending=True, stable=True)  # ties go to the lowest position
-        kept = ordered[..., : self.count]  # (B, T, N)
-        renormalised = kept.log_softmax(-1) if self.renormalise or not self.training else kept
-        return Mixture(renormalised, positions[..., : self.count]), kept
 
     def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
         """With k, ``kept``: the weight of the positions that are summed over, before it is renormalised."""
         return from_trace(attended, real, "kept")
 
 
-class LatentSettings(AttentionSettings):
-    """Sum the likelihood of a word over the positions that it could come from (Wu 2018; Deng 2018; Shankar 2018)."""
+class MarginalSettings(AttentionSettings):
+    """What the kinds that sum over positions have in common."""
 
-    kind: Literal["latent"]
     score: AnyScore = GeneralSettings(kind="general")
     """How a position is scored: dot, general, additive (concat) or location."""
     k: Annotated[int, Field(ge=1)] | None = None
@@ -76,10 +76,17 @@ class LatentSettings(AttentionSettings):
         return self
 
     def refusal_as_head(self) -> str:
+        kind: str = self.kind  # type: ignore[attr-defined]
         return (
-            "attention latent gives a mixture of contexts that the readout of words joins; a head in the middle of a "
+            f"attention {kind} gives a mixture of contexts that the readout of words joins; a head in the middle of a "
             "Transformer has no readout"
         )
+
+
+class LatentSettings(MarginalSettings):
+    """Sum the likelihood of a word over the positions that it could come from (Wu 2018; Deng 2018; Shankar 2018)."""
+
+    kind: Literal["latent"]
 
     def build(self, query_size: int, memory_size: int) -> Latent:
         return Latent(self.score.build(query_size, memory_size), self.k, self.renormalise, memory_size)
