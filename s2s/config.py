@@ -15,6 +15,7 @@ from s2s import configfile
 from s2s.attention.coverage import CoverageSettings
 from s2s.attention.global_ import GlobalSettings
 from s2s.attention.hard import HardSettings
+from s2s.attention.hmm import HMMSettings
 from s2s.attention.latent import LatentSettings
 from s2s.attention.local import LocalMonotonicSettings, LocalPredictiveSettings
 from s2s.attention.location_aware import LocationAwareSettings
@@ -64,6 +65,7 @@ _Mechanism = (
     | LocationAwareSettings
     | HardSettings
     | LatentSettings
+    | HMMSettings
     | LogisticsSettings
 )
 """Every kind but the wrappers, which can stand round any of them that they do not refuse."""

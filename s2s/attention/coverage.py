@@ -35,6 +35,7 @@ REFUSED = {
     "monotonic": "it never goes back to a word, so there is nothing to read twice",
     "mocha": "it never goes back past a chunk, so there is next to nothing to read twice",
     "location-aware": "its score reads the weights of the step before already",
+    "hmm": "its jumps start from what the step before read already",
 }
 """Kinds that coverage makes no sense round, and why."""
 

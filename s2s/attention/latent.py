@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from s2s.analysis.diagnostics import from_trace
 from s2s.attention.estimators import mean_context
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
-from s2s.interfaces import Attended, Attention, Memory, Mixture, Totals
+from s2s.interfaces import Attended, Attention, Memory, Mixture, Told, Totals
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
@@ -36,6 +37,32 @@ def likeliest(log_weights: Tensor, count: int | None, renormalise: bool) -> tupl
     return Mixture(kept.log_softmax(-1) if renormalise else kept, positions[..., :count]), kept
 
 
+def read_mixture(log_weights: Tensor, count: int | None, renormalise: bool, memory: Memory) -> Attended:
+    """What is read of a prior with ``log_weights`` (B, T, S), summed over its ``count`` likeliest positions.
+
+    The recurrence is fed the soft context of all. With a count ``kept``, the weight of these positions, can be traced.
+    """
+    mixture, kept = likeliest(log_weights, count, renormalise)
+    weights = log_weights.exp()
+    trace = {"kept": kept.exp().sum(-1)} if count is not None and "trace" in memory.want else {}
+    return Attended(mean_context(weights, memory.values), weights, mixture, trace)
+
+
+def posterior(log_weights: Tensor, count: int | None, told: Told, memory: Memory) -> Tensor:
+    """log p(position | word) (B, 1, S) by Bayes' rule, from the prior's ``log_weights`` (B, 1, S).
+
+    -inf where the prior is zero and at positions that are not among the ``count`` likeliest.
+    """
+    mixture, prior = likeliest(log_weights, count, renormalise=False)
+    contexts, positions = memory.values.unsqueeze(1), mixture.positions  # (B, 1, S, M)
+    if positions is not None:
+        contexts = contexts.gather(2, positions.unsqueeze(-1).expand(-1, -1, -1, contexts.size(-1)))  # (B, 1, N, M)
+    after = masked_log_softmax(prior + told(contexts), prior != -torch.inf)
+    if positions is None:
+        return after
+    return torch.full_like(log_weights, -torch.inf).scatter(-1, positions, after)
+
+
 class Latent(Attention):
     """A mixture of the ``count`` likeliest positions (None: of all); stateless, all T queries are attended at once."""
 
@@ -48,11 +75,8 @@ class Latent(Attention):
 
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         log_weights = masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))  # (B, T, S)
-        weights = log_weights.exp()
         # In evaluation always renormalised: what is measured and searched is a distribution.
-        mixture, kept = likeliest(log_weights, self.count, self.renormalise or not self.training)
-        trace = {"kept": kept.exp().sum(-1)} if self.count is not None and "trace" in memory.want else {}
-        return Attended(mean_context(weights, memory.values), weights, mixture, trace), state
+        return read_mixture(log_weights, self.count, self.renormalise or not self.training, memory), state
 
     def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
         """With k, ``kept``: the weight of the positions that are summed over, before it is renormalised."""

@@ -52,6 +52,12 @@ EXAMPLES: dict[str, list[Options]] = {
         {"estimator": {"kind": "enumerate"}, "score": "dot", "evaluate": "marginal"},
     ],
     "latent": [{}, {"k": 2, "score": "general"}, {"k": 2, "renormalise": True, "score": "additive"}],
+    "hmm": [
+        {"reach": 2, "score": "additive"},
+        {"monotone": True, "reach": None, "score": {"kind": "location", "max_length": 4}},
+        {"k": 2, "score": "general"},
+        {"k": 3, "renormalise": True, "monotone": True, "reach": 1, "score": "dot"},
+    ],
 }
 """Options to try for a kind of attention, `kind` left out; a kind that is not named here is built with none."""
 

@@ -72,7 +72,7 @@ def test_nothing_else_is_refused(everything: list[Any], refused: dict[str, list[
         impossible |= heads and kind.split(" ")[0] not in ("global", "local-m", "local-p")
         if kind.startswith("coverage of "):
             inside = kind.removeprefix("coverage of ").split(" ")[0]
-            impossible |= inside in ("none", "monotonic", "mocha", "location-aware")
+            impossible |= inside in ("none", "monotonic", "mocha", "location-aware", "hmm")
             impossible |= score.split(" ")[0] not in ("additive", "concat")  # two names of one score
         assert (one.places in gone) == impossible, one.places
 
