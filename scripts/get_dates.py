@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from get_multi30k import EXIT_DATA, EXIT_USAGE, Failure, Telling, is_right, write
+from fetching import EXIT_DATA, EXIT_USAGE, Failure, Telling, is_right, write
 
 # Name under --out: SHA-256 of the plain text.
 CHECKSUMS = {

@@ -4,35 +4,34 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
+import importlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "get_multi30k.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 TEXTS = {"val.en": b"A dog.\n", "tok-lc/val.lc.norm.tok.en": b"a dog .\n"}
 COPY_NAMES = {"val.en": "raw/val.en.gz", "tok-lc/val.lc.norm.tok.en": "tok-lc/val.lc.norm.tok.en.gz"}
 
 
-def load_script() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("get_multi30k", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as it is."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("get_multi30k")
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(whole: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script as a module that expects only the two small texts above."""
-    module = load_script()
-    monkeypatch.setattr(module, "CHECKSUMS", {name: hashlib.sha256(text).hexdigest() for name, text in TEXTS.items()})
+    monkeypatch.setattr(whole, "CHECKSUMS", {name: hashlib.sha256(text).hexdigest() for name, text in TEXTS.items()})
     monkeypatch.delenv("S2S_DATA", raising=False)
-    return module
+    return whole
 
 
 @pytest.fixture
@@ -164,12 +163,17 @@ def test_a_failed_download(
 
 
 @pytest.mark.skipif("S2S_DATA" not in os.environ, reason="S2S_DATA does not name the data folder")
-def test_the_real_corpus(tmp_path: Path) -> None:
-    script = load_script()
-    assert script.main(["--from", os.environ["S2S_DATA"], "--out", str(tmp_path)]) == 0
+def test_the_real_corpus(whole: ModuleType, tmp_path: Path) -> None:
+    assert whole.main(["--from", os.environ["S2S_DATA"], "--out", str(tmp_path)]) == 0
     files = written(tmp_path)
-    assert set(files) == set(script.CHECKSUMS)
+    assert set(files) == set(whole.CHECKSUMS)
     for prefix, suffix in (("", ""), ("tok-lc/", ".lc.norm.tok")):
         for split, lines in (("train", 29000), ("val", 1014), ("test_2016_flickr", 1000)):
             for language in ("en", "de"):
                 assert files[f"{prefix}{split}{suffix}.{language}"].count(b"\n") == lines
+
+
+def test_it_needs_nothing_but_python() -> None:
+    """``-S``: an interpreter that sees no installed package."""
+    alone = [sys.executable, "-S", str(SCRIPTS / "get_multi30k.py"), "--help"]
+    assert "--from" in subprocess.run(alone, capture_output=True, text=True, timeout=60, check=True).stdout
