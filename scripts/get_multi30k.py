@@ -10,16 +10,14 @@ Needs nothing but Python. Multi30k is for research and education: https://github
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
-import os
 import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetching import EXIT_DATA, EXIT_USAGE, Failure, Telling, download, is_right, read_copy, write
+from fetching import EXIT_DATA, Failure, Telling, command_line, download, folder_of_copy, is_right, read_copy, write
 
 HOME = "https://raw.githubusercontent.com/multi30k/dataset/c60773c2a3db82db0e05655b3d01cf391e810800/data/task1"
 
@@ -42,27 +40,16 @@ CHECKSUMS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Fetch every file that is not there yet; the exit code is 0, 2 (usage), 3 (wrong data) or 6 (system, network)."""
-    parser = argparse.ArgumentParser(description="Fetch Multi30k, English and German, as plain text.")
-    parser.add_argument("--out", type=Path, default=Path("data/multi30k"), help="folder to write (%(default)s)")
-    parser.add_argument(
-        "--from",
-        dest="copy",
-        type=Path,
-        default=os.environ.get("S2S_DATA") or None,
-        metavar="DIR",
-        help="copy from DIR/multi30k instead of downloading (default: the environment variable S2S_DATA)",
-    )
-    options = parser.parse_args(arguments)
+    options = command_line("Fetch Multi30k, English and German.", "data/multi30k", "multi30k").parse_args(arguments)
     with Telling("get_multi30k", options.out) as told:
-        if options.copy is not None and not (options.copy / "multi30k").is_dir():
-            raise Failure(EXIT_USAGE, f"{options.copy}: has no folder multi30k; name another folder with --from")
+        folder = folder_of_copy(options.copy, "multi30k")
         for number, name in enumerate(CHECKSUMS, start=1):
             label = f"[{number}/{len(CHECKSUMS)}] {name}"
             target = options.out / name
             if is_right(target, CHECKSUMS[name]):
                 print(f"{label}: already there", file=sys.stderr)
             else:
-                fetch(name, target, options.copy, label)
+                fetch(name, target, folder, label)
         print(f"Multi30k is in {options.out}", file=sys.stderr)
     return told.code
 
@@ -72,7 +59,7 @@ def fetch(name: str, target: Path, copy: Path | None, label: str) -> None:
     folder = "tok-lc" if name.startswith("tok-lc/") else "raw"
     plain = name.removeprefix("tok-lc/")
     if copy is not None:
-        origin = str(copy / "multi30k" / folder / f"{plain}.gz")
+        origin = str(copy / folder / f"{plain}.gz")
         data = read_copy(Path(origin))
     else:
         # At its home only the raw text is compressed.
