@@ -69,7 +69,7 @@ class Origin(NamedTuple):
     algorithm: str = "sha256"
     """Of the checksum: what whoever published it used."""
     checksum: str | None = None
-    """None where nobody published one."""
+    """None where no published one is known."""
 
 
 class Sums:
@@ -136,7 +136,7 @@ def is_right(path: Path, checksum: str, algorithm: str = "sha256") -> bool:
 def obtain(origin: Origin, sums: Sums, copy: Path | None, label: str) -> Path:
     """The path of a verified file: in the local copy, or, downloaded if need be, in the folder of ``sums``.
 
-    A gzip file that nobody published a checksum of is trusted when it is first seen whole, and that is told: from then
+    A gzip file without a published checksum is trusted when it is first seen whole, and that is told: from then
     on it must stay the same.
     """
     expected = origin.checksum or sums.known().get(origin.name)
@@ -156,8 +156,8 @@ def obtain(origin: Origin, sums: Sums, copy: Path | None, label: str) -> Path:
         _require_whole(path)
         found = digest(path)
         sums.remember({origin.name: found})
-        published = f"no checksum of it is published; it is trusted now, and from now on its SHA-256 must be {found}"
-        print(f"{label}: {published} ({sums.path})", file=sys.stderr)
+        trusted = f"it is trusted, and from now on its SHA-256 must be {found} ({sums.path})"
+        print(f"{label}: no published checksum of it is known; {trusted}", file=sys.stderr)
     else:
         print(f"{label}: verified", file=sys.stderr)
     return path

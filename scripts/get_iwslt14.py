@@ -7,10 +7,10 @@ and at most 1.5 times as many on one side as on the other; every 23rd of these p
 the test set joins dev2010, dev2012 and tst2010 to tst2012. That is what fairseq's prepare-iwslt14.sh does before it
 learns BPE: 160,239 / 7,283 / 6,750 pairs. Other numbers are refused, or with ``--any-counts`` told and accepted.
 
-``--from`` (or the environment variable S2S_DATA) names a folder that has iwslt14/de-en.tgz. Nobody published a checksum
-of that archive: the first one seen is trusted, its SHA-256 is kept in SHA256SUMS beside the texts, and any later one
-has to be the same. Files that are there already and right are kept. Needs sacremoses, which s2s needs too. The talks
-are TED's, for non-commercial use: https://wit3.fbk.eu.
+``--from`` (or the environment variable S2S_DATA) names a folder that has iwslt14/de-en.tgz. No checksum of that archive
+by its publisher is known: the first one seen whole is trusted, its SHA-256 is kept in SHA256SUMS beside the texts, and
+any later one has to be the same. Files that are there already and right are kept. Needs sacremoses, which s2s needs
+too. The talks are TED's, for non-commercial use: https://wit3.fbk.eu.
 """
 
 from __future__ import annotations

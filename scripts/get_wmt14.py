@@ -5,8 +5,8 @@
 writes, as raw cased text, train.{en,de} (Europarl v7, Common Crawl and News Commentary v9, one after the other, without
 pairs of which a side is empty), valid.{en,de} (newstest2013, 3,000 pairs), test.{en,de} (newstest2014, 3,003) and
 test-filtered.{en,de} (the 2,737 of the evaluation in 2014, on which Luong et al. report). ``--tokenised`` adds the same
-files, tokenised by the rules of Moses, in tok/: for models of whole words; it takes about an hour and needs sacremoses,
-which s2s needs too. Nothing else needs more than Python.
+files, tokenised by the rules of Moses, in tok/, for models of whole words: nine million lines take long, and need
+sacremoses, which s2s needs too. Nothing else needs more than Python.
 
 The archives (1.7 GB) are downloaded beside the texts, or read where ``--from`` (or the environment variable S2S_DATA)
 names a folder that has them in wmt14/. Every one is verified by a published checksum. What is there already and right
@@ -82,7 +82,7 @@ Archives = Callable[[Origin], Path]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write what is not there yet; the exit code is 0, 2 (usage), 3 (wrong data) or 6 (system, network)."""
     parser = command_line("Fetch WMT 2014, English to German.", "data/wmt14", "wmt14")
-    parser.add_argument("--tokenised", action="store_true", help="write tokenised texts too, in tok/ (about an hour)")
+    parser.add_argument("--tokenised", action="store_true", help="write tokenised texts too, in tok/ (takes long)")
     options = parser.parse_args(arguments)
     with Telling("get_wmt14", options.out) as told:
         sums = Sums(options.out)

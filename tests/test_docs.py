@@ -35,6 +35,7 @@ PAGES = [
         "docs/report.md",
         "docs/scale.md",
         "docs/prepare.md",
+        "docs/recipes.md",
     )
     if (path := ROOT / name).is_file()
 ]

@@ -57,7 +57,7 @@ def test_without_one_the_first_file_is_trusted_and_later_ones_must_be_the_same(
     found = hashlib.sha256(TEXT).hexdigest()
     assert sums.path.read_text() == f"{found}  a.tgz\n"  # a line of the program sha256sum
     told = capsys.readouterr().err
-    assert "no checksum of it is published" in told and found in told
+    assert "no published checksum of it is known" in told and found in told
 
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "a.tgz").write_bytes(b"something else")
