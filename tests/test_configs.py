@@ -40,6 +40,7 @@ def test_there_are_recipes() -> None:
 )
 def test_a_published_recipe_says_what_is_known_of_it(path: Path) -> None:
     """Whose settings, what deviates, that it has not been run here; and the scores that docs/recipes.md has of it."""
+    configuration.load(path)
     comment = " ".join(line.removeprefix("# ") for line in path.read_text("utf-8").split("\n") if line.startswith("# "))
     assert re.search(r"\bnot yet run here\b", comment, re.I) and re.search(r"deviat", comment, re.I)
     if path.stem != "base":
@@ -69,7 +70,17 @@ def test_a_name_means_one_mechanism_on_every_corpus(name: str) -> None:
     assert others and all(other == first for other in others)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT / "configs")))
+STEPS = [  # the published sizes take seconds each
+    pytest.param(
+        path,
+        marks=[pytest.mark.slow] if path.parent.name in PUBLISHED else [],
+        id=str(path.relative_to(ROOT / "configs")),
+    )
+    for path in RECIPES
+]
+
+
+@pytest.mark.parametrize("path", STEPS)
 def test_a_recipe_takes_a_training_step(path: Path) -> None:
     config = configuration.load(path)
     torch.manual_seed(config.seed)
