@@ -63,6 +63,10 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, max=1000, help="With --devices: go on after so many failures of a process.")
     ] = 0,
+    progress: Annotated[
+        Literal["auto", "live", "plain", "quiet"],
+        typer.Option(help="live: a panel on a terminal; plain: lines; quiet: warnings and errors alone."),
+    ] = "auto",
 ) -> None:
     """Train a model; the same command again continues where it stopped."""
     if max_restarts and devices is None:
@@ -73,10 +77,11 @@ def train(
         options = ["--config", str(config), *(overrides or ()), "--resume", resume]
         options += ["--run-dir", str(run_dir)] if run_dir is not None else []
         options += ["--overwrite"] if overwrite else []
+        options += ["--progress", progress]
         return launch_training(config, overrides or (), options, devices, max_restarts)
     from s2s.commands.train import train as command
 
-    return command(config, overrides or (), run_dir, resume, overwrite)
+    return command(config, overrides or (), run_dir, resume, overwrite, progress)
 
 
 @app.command()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self, TextIO, cast
 from s2s.errors import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress
 
 
@@ -43,39 +44,52 @@ class _Unfailing:
         return False
 
 
-_silences = 0
+_loudness = 2  # 0: nothing is shown, 1: warnings, 2: everything
 
 
 @contextmanager
-def silent() -> Iterator[None]:
-    """Whatever this process would show in this context is dropped: another one says it."""
-    global _silences
-    _silences += 1
+def silent(but_warnings: bool = False) -> Iterator[None]:
+    """Whatever this process would show in this context is dropped, because another one says it or nobody asked."""
+    global _loudness
+    before, _loudness = _loudness, min(_loudness, int(but_warnings))
     try:
         yield
     finally:
-        _silences -= 1
+        _loudness = before
 
 
 def say(text: str) -> None:
     """One line on standard error, control characters made visible."""
-    if sys.stderr is None or _silences:
-        return
-    stream = _Unfailing(sys.stderr)
-    stream.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
-    stream.flush()
+    if _loudness > 1:
+        _write(text)
 
 
 def warn(text: str) -> None:
     """A warning line on standard error."""
-    say(f"s2s: warning: {text}")
+    if _loudness > 0:
+        _write(f"s2s: warning: {text}")
 
 
-def _on_terminal() -> bool:
+def _write(text: str) -> None:
+    if sys.stderr is not None:
+        stream = _Unfailing(sys.stderr)
+        stream.write("\n".join(printable(line) for line in text.split("\n")) + "\n")
+        stream.flush()
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal that can move its cursor."""
     try:
         return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
     except (OSError, ValueError):
         return False
+
+
+def terminal() -> Console:
+    """Standard error for what moves; it never fails."""
+    from rich.console import Console
+
+    return Console(file=cast(TextIO, _Unfailing(sys.stderr)))
 
 
 class Meter:
@@ -85,13 +99,12 @@ class Meter:
     """
 
     def __init__(self, title: str, total: int | None, *, every: float = 10.0, quiet: bool = False) -> None:
-        self.title, self.total, self.every, self.quiet = title, total, every, quiet or bool(_silences)
+        self.title, self.total, self.every, self.quiet = title, total, every, quiet or _loudness < 2
         self.done, self._last = 0, time.monotonic()
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
-        if not self.quiet and _on_terminal():
-            from rich.console import Console
+        if not self.quiet and on_terminal():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -100,7 +113,7 @@ class Meter:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[note]}"),
                 TimeRemainingColumn(),
-                console=Console(file=cast(TextIO, _Unfailing(sys.stderr))),
+                console=terminal(),
                 transient=True,
             )
             self._bar.start()

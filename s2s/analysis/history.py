@@ -51,6 +51,11 @@ class History(NamedTuple):
         having = [record for record in self.validations if key in record["valid"]]
         return Series(name, [record["step"] for record in having], [_number(one["valid"][key]) for one in having])
 
+    def samples(self) -> list[tuple[int, list[dict[str, str]]]]:
+        """Update and samples of every validation that has some; a sample has source, reference and translation."""
+        found = [(record["step"], _samples(record)) for record in self.validations]
+        return [(step, samples) for step, samples in found if samples]
+
     def diagnostics(self) -> list[str]:
         """What validations tell of the attention, in the order of its first mention."""
         return list(dict.fromkeys(name for record in self.validations for name in _attention(record)))
@@ -124,6 +129,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
 def _attention(record: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = record["valid"].get("attention", {})
     return found
+
+
+def _samples(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Those that are whole."""
+    found = record.get("samples")
+    whole = {"source", "reference", "translation"}
+    fits = [isinstance(one, dict) and whole <= one.keys() for one in found] if isinstance(found, list) else []
+    return [{name: str(one[name]) for name in whole} for one, fit in zip(found or (), fits, strict=False) if fit]
 
 
 def _number(value: object) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from s2s import __version__
 from s2s import config as configuration
@@ -30,7 +30,7 @@ from s2s.evaluation import Measured, Score, judge
 from s2s.evaluation.bands import LENGTHS, Bands, by_length
 from s2s.interfaces import EOS
 from s2s.progress import Meter, say, warn
-from s2s.run import Run, Trained, run_of, steps_of
+from s2s.run import Run, Trained, run_of
 from s2s.search.look import head_maps, heat_map, look, marked
 from s2s.search.translate import Part, Translation, Translator
 from s2s.settings import Settings
@@ -41,7 +41,8 @@ Split = Literal["valid", "test"]
 _METRICS = ("bleu", "chrf", "ter")
 _EXTREMES = 5
 """Sentences in each of the tables of the best and the worst."""
-_SAMPLES, _CHECKPOINTS = 3, 8
+T = TypeVar("T")
+_SAMPLES, _VALIDATIONS = 3, 8
 """Most lines that are translated again by each kept checkpoint, and most checkpoints."""
 
 
@@ -84,7 +85,7 @@ def report(path: Path, options: Options) -> None:
             curves=list(_curves(history)),
             mechanism=list(_mechanism(history)),
             measured=None if measured is None else _shown(measured),
-            samples=[] if model is None or text is None else _samples(path, config, text, options),
+            samples=_samples(history),
             looks=looks,
             rule=_RULE if chosen is None else "the sentences that were asked for",
             settings=configuration.save_text(config),
@@ -293,36 +294,30 @@ def _sentence(measured: Measurement, place: int) -> dict[str, Any]:
     }
 
 
-def _samples(path: Path, config: Config, text: Text, options: Options) -> list[dict[str, Any]]:
-    """The same few lines translated by each checkpoint that is kept, oldest first; they tell how the model grew."""
-    count = min(_SAMPLES, max(1, config.training.samples))
-    places = [place for place, line in enumerate(text.source) if line.strip()][:count]
-    run, device = run_of(path), resolve_device(options.device)
-    steps = _spread(steps_of(run.path), _CHECKPOINTS)
-    found: dict[int, list[str]] = {}
-    for step in steps:
-        try:
-            trained = load(run.path, device, f"step-{step:08d}")
-        except CheckpointError as error:  # deleted by the training meanwhile, or damaged: the others still tell
-            warn(f"{error}; its samples are left out")
-            continue
-        found[step] = [one.text for one in _translator(trained).translate([text.source[place] for place in places])]
+def _samples(history: History) -> list[dict[str, Any]]:
+    """The same few sentences of the validation set at several validations; they tell how the model grew."""
+    chosen = _spread(history.samples(), _VALIDATIONS)
+    last = chosen[-1][1][:_SAMPLES] if chosen else []
     return [
         {
-            "line": place + 1,
-            "source": text.source[place],
-            "reference": text.reference[place],
-            "found": [(step, lines[row]) for step, lines in found.items()],
+            "number": place + 1,
+            "source": one["source"],
+            "reference": one["reference"],
+            "found": [
+                (step, samples[place]["translation"])
+                for step, samples in chosen
+                if place < len(samples) and samples[place]["source"] == one["source"]
+            ],
         }
-        for row, place in enumerate(places)
+        for place, one in enumerate(last)
     ]
 
 
-def _spread(steps: Sequence[int], most: int) -> list[int]:
+def _spread(items: Sequence[T], most: int) -> list[T]:
     """At most so many of them, first and last among them, evenly spread."""
-    if len(steps) <= most:
-        return list(steps)
-    return [steps[round(place * (len(steps) - 1) / (most - 1))] for place in range(most)]
+    if len(items) <= most:
+        return list(items)
+    return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
 # --- attention --------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
 from s2s.training.signals import Signals, stopped
 from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
+from s2s.training.view import Kind, Sample, view_of
 
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
@@ -50,10 +51,14 @@ def train(
     run_directory: Path | None = None,
     resume: Literal["auto", "none"] = "auto",
     overwrite: bool = False,
+    progress: Kind = "auto",
 ) -> None:
-    """Train, or go on training, and say where the model is; one of several processes where a launcher started them."""
+    """Train, or go on training, and say where the model is; one of several processes where a launcher started them.
+
+    ``progress`` is what is shown meanwhile; quiet shows warnings and errors alone.
+    """
     world = World.launched()
-    with world.one_voice(), nullcontext() if world.first else silent():
+    with world.one_voice(), _voice(world, progress):
         config = resolved(configuration.load(config_path, overrides))
         run = Run(run_directory or default_directory(config_path))
         world.begin(torch.device(config.training.device), config.training.wait_minutes)
@@ -70,8 +75,15 @@ def train(
                 return identity
 
             signals = held.enter_context(Signals(config.training.usr1 == "exit"))
-            _train(config, run, world.once(opened), signals, world)
+            _train(config, run, world.once(opened), signals, world, progress)
         world.end()
+
+
+def _voice(world: World, progress: Kind) -> AbstractContextManager[None]:
+    """The first process speaks for all."""
+    if not world.first:
+        return silent()
+    return silent(but_warnings=True) if progress == "quiet" else nullcontext()
 
 
 def resolved(config: Config) -> Config:
@@ -82,7 +94,7 @@ def resolved(config: Config) -> Config:
     return config.model_copy(update={"training": training})
 
 
-def _train(config: Config, run: Run, identity: str, signals: Signals, world: World) -> None:
+def _train(config: Config, run: Run, identity: str, signals: Signals, world: World, progress: Kind) -> None:
     training = config.training
     checkpoints = Checkpoints(run.path, identity, training.keep_last, training.keep_best, warn)
     with signals.nothing_to_save():
@@ -115,9 +127,10 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     board = TensorBoard(run.path / "tensorboard") if training.tensorboard and world.first else None
     metrics = MetricsLog(run.metrics, warn, board)
     validation = None if prepared.valid is None else Validator(config, prepared)
+    view = view_of(progress if world.first else "quiet", training.max_updates, training.log_every)
     trainer = Trainer(
         step, data, config.optimizer, training, seed=config.seed, run=run.path, checkpoints=checkpoints,
-        metrics=metrics, validate=validation, signals=signals, facts=facts, world=world,
+        metrics=metrics, validate=validation, signals=signals, facts=facts, world=world, view=view,
     )  # fmt: skip
     if loaded is not None:
         _check_machine(loaded, world)
@@ -281,7 +294,7 @@ class Validator:
         self.metrics = ("bleu", "chrf", "ter") if config.training.stop_on == "ter" else ("bleu", "chrf")
 
     def __call__(self, model: nn.Module, check: Callable[[], None]) -> Validation:
-        """Scores, what the attention does, and a few lines of samples."""
+        """Scores, what the attention does, and a few samples."""
         seed_forward(self.config.seed, 0, 1)  # whatever a mechanism draws in evaluation is the same every time
         device = next(model.parameters()).device
         nll, attention = likelihood(model, self.corpus, self.batches, self.prepared, device, check)
@@ -291,11 +304,8 @@ class Validator:
         found = [one.text for one in translator.translate((source for source, _ in self.texts), check=check)]
         references = [target for _, target in self.texts]
         scores |= {score.name: score.value for score in score_all(found, references, self.metrics)}
-        lines = []
-        for index in range(min(self.config.training.samples, len(found))):
-            source, target = self.texts[index]
-            lines += [f"source      {source}", f"reference   {target}", f"translation {found[index]}"]
-        return Validation(scores, attention, lines)
+        samples = [Sample(*texts, text) for texts, text in zip(self.texts, found, strict=True)]
+        return Validation(scores, attention, samples[: self.config.training.samples])
 
     @torch.enable_grad()
     def _scatter(self, model: nn.Module, device: torch.device, check: Callable[[], None]) -> dict[str, float]:

@@ -26,12 +26,13 @@ from s2s.data.batches import Batch, Indices, Planned
 from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
 from s2s.failpoints import hit
-from s2s.progress import Meter, warn
+from s2s.progress import warn
 from s2s.settings import Settings
 from s2s.training.metrics import MetricsLog
 from s2s.training.objective import Sums, TrainingStep
 from s2s.training.optimizer import Optimizer, Plateau, expected_moments, moments, restore, unstepped
 from s2s.training.signals import Interrupted, Signals
+from s2s.training.view import Measured, Sample, Step, View
 
 Metric = Literal["nll", "ppl", "bleu", "chrf", "ter"]
 _LOWER_IS_BETTER = {"nll", "ppl", "ter"}
@@ -123,8 +124,8 @@ class Validation(NamedTuple):
     """nll, ppl, bleu, ...; one of them is ``stop_on``."""
     attention: dict[str, float]
     """What the attention does, see `s2s.analysis.diagnostics`; empty where there are no weights."""
-    samples: list[str]
-    """Lines to show."""
+    samples: list[Sample]
+    """The first sentences, to be looked at."""
 
 
 @dataclass
@@ -219,6 +220,7 @@ class Trainer:
         signals: Signals,
         facts: dict[str, Any],
         world: World,
+        view: View,
     ) -> None:
         """``validate(model, check)`` measures, calling ``check`` between batches; only the first process asks it.
 
@@ -234,7 +236,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
         self.validate, self.facts, self.state = validate, facts, TrainingState()
-        self.signals, self.world = signals, world
+        self.signals, self.world, self.view = signals, world, view
         self.stop: int | None = None
         """The signal that ends this training, once all processes know of it."""
         self._save_asked = False
@@ -250,13 +252,12 @@ class Trainer:
         if self.world.first:
             self.checkpoints.check_space(self._checkpoint_size())
         self.world.copy_from_first(own_tensors(self.model).values())
-        with Meter("training", self.settings.max_updates, quiet=False, every=math.inf) as meter:
-            meter.advance(self.state.update)
+        with self.view:
             while True:
                 improved = False
                 self._agree()
                 if self.stop is None and self._is_validation_due():
-                    improved = self._validate(meter)
+                    improved = self._validate()
                     self._agree()
                 ended = self._ended()
                 if improved or ended or self._save_asked or self._is_save_due():
@@ -267,7 +268,7 @@ class Trainer:
                     self._save(improved=False, final=True)
                 if ended:
                     return ended
-                self._update(meter)
+                self._update()
 
     def _agree(self) -> None:
         """What one process was asked by a signal, all were; and the longest time is everybody's."""
@@ -282,7 +283,7 @@ class Trainer:
         """Why training is over; None while it is not."""
         return "signal" if self.stop is not None else limit_met(self.state, self.settings)
 
-    def _update(self, meter: Meter) -> None:
+    def _update(self) -> None:
         """One update: the gradients of its batches, one step of the optimizer, one record."""
         began, state = time.monotonic(), self.state
         group, is_last = self._take_group()
@@ -322,10 +323,7 @@ class Trainer:
         record |= {name.removeprefix(_PART): part / tokens for name, part in values.items() if name.startswith(_PART)}
         record |= {"skipped": state.skipped} if state.skipped else {}
         self._record(record)
-        text = f"loss {loss:.3f}  ppl {math.exp(min(nll, 50)):.2f}  {tokens / seconds:,.0f} tokens/s"
-        meter.advance(note=f"epoch {epoch}  {text}")
-        if update % self.settings.log_every == 0:
-            meter.line(f"update {update}  epoch {epoch}  {text}  lr {rate:.2e}  gradient {norm_value:.2f}")
+        self.view.step(Step(update, epoch, loss, nll, tokens / seconds, rate, norm_value))
 
     def _gradients(self, batch: Batch, update: int, slot: int, tokens: int) -> Sums:
         """Forward and backward of one batch; its share of the update's ``tokens`` is in the gradients."""
@@ -423,14 +421,14 @@ class Trainer:
             return False
         return state.update % self.settings.validate_every == 0 or self._ended() is not None
 
-    def _validate(self, meter: Meter) -> bool:
+    def _validate(self) -> bool:
         """Measure with the weights that would be used; True if ``stop_on`` is better than ever."""
         state, metric = self.state, self.settings.stop_on
         began = time.monotonic()
         measured = self.world.once(self._measure)
         if measured is None:
             return False
-        scores, attention, lines = measured
+        scores, attention, samples = measured
         value = scores[metric]
         self._measured = {state.update: -value if metric in _LOWER_IS_BETTER else value}
         better = self._is_better(value)
@@ -444,12 +442,10 @@ class Trainer:
         else:
             warn(f"validation at update {state.update} gave {metric} {value}; it is neither a best nor a failure")
         state.validated = state.update
-        self._record({"step": state.update, "valid": scores | ({"attention": attention} if attention else {})})
-        text = "  ".join(f"{name} {number:.2f}" for name, number in scores.items())
-        meter.line(f"validation at update {state.update}: {text}{'  (best)' if better else ''}"
-                   f"  [{time.monotonic() - began:.0f} s]")  # fmt: skip
-        for line in lines:
-            meter.line(f"    {line}")
+        shown = [Sample(*one) for one in samples]
+        record = {"step": state.update, "valid": scores | ({"attention": attention} if attention else {})}
+        self._record(record | ({"samples": [one._asdict() for one in shown]} if shown else {}))
+        self.view.measured(Measured(state.update, scores, better, time.monotonic() - began, shown))
         return better
 
     def _measure(self) -> Validation | None:

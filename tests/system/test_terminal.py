@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import COMMAND, Cli, assert_error, finish, start, train_arguments, write_project
+from harness import COMMAND, Cli, assert_error, finish, records, start, train_arguments, write_project
 
 from s2s import __version__
 
@@ -96,6 +96,32 @@ def test_standard_error_may_be_closed(project: Path, new_run: Path) -> None:
     arguments = train_arguments(project, new_run, "training.max_updates=2")
     outcome = subprocess.run([*line, *arguments], stdout=subprocess.PIPE, timeout=60, check=False)
     assert (outcome.returncode, outcome.stdout) == (0, b"")
+
+
+@pytest.mark.parametrize("progress", ["auto", "live", "plain", "quiet"])
+def test_what_a_training_shows(project: Path, new_run: Path, cli: Cli, progress: str) -> None:
+    """Without a terminal auto is plain; quiet says nothing that is no warning, and the panel needs no terminal."""
+    settings = ["training.max_updates=4", "training.validate_every=4", "training.log_every=2"]
+    outcome = cli(*train_arguments(project, new_run, *settings), "--progress", progress)
+    assert outcome.code == 0
+    lines = outcome.err.splitlines()
+    steps = [line for line in lines if line.startswith("update ")]
+    assert len(steps) == (2 if progress in ("auto", "plain") else 0)
+    if progress == "quiet":
+        assert [line for line in lines if not line.startswith("s2s: warning: ")] == []
+    else:
+        assert any(line.startswith("validation at update 4: ") for line in lines)
+        assert lines[-1].startswith("next: s2s eval")
+
+
+def test_samples_of_a_validation_are_recorded(project: Path, new_run: Path, cli: Cli) -> None:
+    settings = ["training.max_updates=4", "training.validate_every=2", "training.samples=2"]
+    outcome = cli(*train_arguments(project, new_run, *settings))
+    assert outcome.code == 0
+    found = [record["samples"] for record in records(new_run) if "valid" in record]
+    sources = (project / "valid.en").read_text().splitlines()[:2]
+    assert [[one["source"] for one in samples] for samples in found] == [sources, sources]
+    assert all(f"    translation {one['translation']}" in outcome.err for samples in found for one in samples)
 
 
 @pytest.mark.fault("S9", "S10")
