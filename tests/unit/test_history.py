@@ -68,3 +68,14 @@ def test_fruitless_validations_count_from_the_first_best() -> None:
     nll = History([], [validation(n, nll=score) for n, score in enumerate([3.0, 2.0, None, 2.5])])
     assert nll.fruitless("nll") == 2
     assert History([], []).fruitless("bleu") == 0
+
+
+def test_samples_that_are_whole_are_found() -> None:
+    whole = {"source": "a", "reference": "b", "translation": "c"}
+    rows = [
+        validation(1) | {"samples": [whole, {"source": "a"}, 7]},
+        validation(2) | {"samples": "none"},
+        validation(3),
+        validation(4) | {"samples": [whole | {"translation": None, "more": 1}]},
+    ]
+    assert History([], rows).samples() == [(1, [whole]), (4, [whole | {"translation": "None"}])]
