@@ -1,4 +1,4 @@
-"""What scripts share: where the repository is, and the command line of s2s in this environment."""
+"""What scripts share: where the repository is, the command line of s2s in this environment, and tables in pages."""
 
 from __future__ import annotations
 
@@ -11,3 +11,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def s2s(*arguments: str) -> list[str]:
     """A command of s2s, to be run as a process."""
     return [sys.executable, "-m", "s2s", *arguments]
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A page with a table between the two lines that name it. Raises ValueError where they are not there once each."""
+    begin, end = f"<!-- table: {name} -->\n", f"<!-- end of {name} -->\n"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"needs the lines {begin.strip()} and {end.strip()}, once each and in this order")
+    before, rest = text.split(begin)
+    return f"{before}{begin}{table.rstrip()}\n{end}{rest.split(end)[1]}"

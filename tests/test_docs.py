@@ -31,6 +31,7 @@ PAGES = [
         "docs/evaluate.md",
         "docs/score-align.md",
         "docs/compare.md",
+        "docs/speed.md",
         "docs/serve.md",
         "docs/report.md",
         "docs/scale.md",

@@ -173,12 +173,12 @@ PLAIN = {"t": "t-plain"}
 """The peer's workload whose model translates, where it is not the one that is timed in training."""
 
 
-def translate_ours(model: Path, beam: int, threads: int) -> Row:
-    """Our own command on the test set; it leaves the loading out itself."""
+def translate_ours(model: Path, beam: int, threads: int, source: Path | None = None) -> Row:
+    """Our own command on a file, or on the test set; it leaves the loading out itself."""
     test = configuration.load(model / "config.yaml").data.test
     assert test is not None
     output = WORK / "translated"
-    files = [str(test.source), "--output", str(output), "--overwrite"]
+    files = [str(source or test.source), "--output", str(output), "--overwrite"]
     _, err, peak = alone(s2s("translate", "--model", str(model), *files, "--beam", str(beam)), threads)
     said = re.search(r"translated (\d+) lines in ([\d.]+) s", err)
     assert said is not None, err
