@@ -1,0 +1,79 @@
+"""Tables that scripts put into pages: means and spreads by hand, and the pages have those of the result files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("readme_table")
+
+
+def system(name: str, bleu: tuple[float, float, float] | None, parameters: int) -> dict[str, Any]:
+    def of(low: float, mean: float, high: float) -> dict[str, float]:
+        return {"mean": mean, "low": low, "high": high}
+
+    summary: dict[str, Any] = dict.fromkeys(("bleu", "exact", "aer-0", "entropy", "parameters"))
+    if bleu is not None:
+        summary |= {"bleu": of(*bleu), "exact": of(90, 93.26, 96)}
+    summary["parameters"] = of(parameters, parameters, parameters)
+    return {"name": name, "rows": [{}] if bleu else [], "summary": summary}
+
+
+def test_best_first_with_half_the_range_and_gaps(script: ModuleType) -> None:
+    found = {
+        "systems": [system("a", (30.0, 31.02, 33.0), 12), system("b", (98.0, 99.0, 99.5), 1234), system("c", None, 1)]
+    }
+    lines = script.table(found).splitlines()
+    assert len(lines) == 4  # nothing of what was not run
+    found["systems"][1]["rows"].append({})
+    assert script.table(found).splitlines()[3].startswith("| `a` (1 of 2 seeds) | ")
+    assert lines[2] == "| `b` | 99.0 ± 0.8 | 93.3 | - | - | 1,234 |"
+    assert lines[3] == "| `a` | 31.0 ± 1.5 | 93.3 | - | - | 12 |"
+
+
+def test_only_what_stands_between_the_lines_changes(script: ModuleType) -> None:
+    begin, end = "<!-- table: x -->\n", "<!-- end of x -->\n"
+    page = f"above\n{begin}old\n{end}below\n"
+    assert script.with_table(page, "x", "new") == f"above\n{begin}new\n{end}below\n"
+    for wrong in ("nothing", f"{end}{begin}", page + page, page.replace(" x ", " y ")):
+        with pytest.raises(ValueError, match="once each"):
+            script.with_table(wrong, "x", "new")
+
+
+def test_the_readme_has_the_table_of_the_result_file(script: ModuleType) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "docs" / "results-mechanisms.json").read_text(encoding="utf-8"))
+    assert script.with_table(text, "mechanisms", script.table(found)) == text
+
+
+def test_the_page_of_speed_has_the_tables_of_its_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert importlib.import_module("page").page(text) == text
+
+
+def test_a_table_of_cost_has_the_median_of_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    cost = importlib.import_module("cost")
+    rows: dict[str, Any] = {}
+    for axis, values in cost.AXES.items():
+        for value in values:
+            speeds = (value, 2 * value, 9 * value)
+            found = [{"tokens_per_second": speed, "peak_mib": 100 + speed} for speed in speeds]
+            rows.setdefault(cost.key_of(cost.USUAL | {axis: value}), dict.fromkeys(cost.ATTENTION, found))
+    for count, seconds in ((1000, 8.0), (10000, 80.0)):
+        rows[f"lines={count}"] = {"beam 5": [{"seconds": seconds, "sentences": count, "peak_mib": 512}]}
+    lines = list(cost.tables({"rows": rows}))
+    assert "| 40 | 80 (40-360) | 80 (40-360) | 460 |" in lines
+    assert "| 10,000 | 80.0 (80.0-80.0) | 125 (125-125) | 512 |" in lines
