@@ -75,9 +75,10 @@ def test_pickles_to_train_on_run_nothing(own: Path, tmp_path: Path, cli: Cli, pa
 
 @pytest.mark.fault("X1", "C5")
 def test_pickles_in_the_cache_run_nothing(own: Path, tmp_path: Path, cli: Cli, payload: bytes) -> None:
-    """Every file of the cache in turn; what is damaged is made again, to the same bytes."""
+    """Every file of the cache in turn; what is damaged is made again, to the same bytes. Locks have none to read."""
     assert cli(*train_arguments(own, own / "first", ONE_UPDATE)).code == 0
-    kept = {path: path.read_bytes() for path in (own / ".cache").rglob("*") if path.is_file()}
+    files = (path for path in (own / ".cache").rglob("*") if path.is_file() and path.suffix != ".lock")
+    kept = {path: path.read_bytes() for path in files}
     assert len(kept) > 20
     for path in kept:
         path.write_bytes(payload)
