@@ -24,12 +24,12 @@ from s2s.progress import say
 app = typer.Typer(
     name="s2s",
     help="Train translation models with selectable attention, from raw text to BLEU.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # a third of the time that help takes goes into boxes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Look at settings: show, check, describe, schema, new.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at settings: show, check, describe, schema, new.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings over the file's.")]
@@ -68,7 +68,7 @@ def train(
         typer.Option(help="live: a panel on a terminal; plain: lines; quiet: warnings and errors alone."),
     ] = "auto",
 ) -> None:
-    """Train a model; the same command again continues where it stopped."""
+    """Train a model. The same command again continues where it stopped."""
     if max_restarts and devices is None:
         raise UsageError("--max-restarts", "belongs to --devices", "add --devices N")
     if devices is not None:
@@ -93,7 +93,7 @@ def prepare(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that encode.")] = 1,
 ) -> None:
-    """Learn the vocabularies and encode the corpora, so that train starts at once; again goes on where it stopped."""
+    """Learn vocabularies and encode corpora. The same command again goes on where it stopped; train starts at once."""
     from s2s.commands.prepare import prepare as command
 
     command(config, overrides or (), run_dir, jobs)
@@ -197,7 +197,7 @@ def evaluate(
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Score models and files of translations: BLEU, chrF and TER with signatures, intervals and p-values."""
+    """Score translations: BLEU, chrF, TER. With signatures, intervals and p-values, of models and of files."""
     _die_with_a_closed_pipe()
     from s2s.commands.evaluate import Options
     from s2s.commands.evaluate import evaluate as command
@@ -228,7 +228,7 @@ def score(
     batch_tokens: BatchTokens = None,
     strict: Strict = False,
 ) -> None:
-    """Score given translations: a log-probability for every pair of lines."""
+    """Print the log-probability of each pair of lines."""
     _die_with_a_closed_pipe()
     from s2s.commands.score import score as command
 
@@ -262,7 +262,7 @@ def align(
     batch_tokens: BatchTokens = None,
     strict: Strict = False,
 ) -> None:
-    """Link the words of given translations through the model's attention."""
+    """Link the words of given pairs through attention."""
     _die_with_a_closed_pipe()
     from s2s.commands.align import align as command
 
@@ -329,7 +329,7 @@ def average(
         int | None, typer.Option(min=1, help="How many of the best in validation; see training.keep_best.")
     ] = None,
 ) -> None:
-    """Average the last or the best checkpoints of a run into one model."""
+    """Average the last or best checkpoints of a run."""
     from s2s.commands.average import average_checkpoints
 
     average_checkpoints(model, output, last, best)
@@ -354,7 +354,7 @@ def attention(
     device: Device = "auto",
     strict: Strict = False,
 ) -> None:
-    """Draw what models attend to in a sentence, as SVG, PNG or PDF."""
+    """Draw what models attend to: SVG, PNG or PDF."""
     if output is None:
         raise UsageError("--output", "is not given", "say where the picture goes: a name with .svg, .png or .pdf")
     from s2s.commands.attention import Options
@@ -386,7 +386,7 @@ def report(
     checkpoint: Checkpoint = "best",
     device: Device = "auto",
 ) -> None:
-    """Write a page about a run: curves, scores, sentences, attention, settings."""
+    """Write a page about a run. Curves, scores, sentences, attention, settings."""
     from s2s.commands.report import Options
     from s2s.commands.report import report as command
 
@@ -416,7 +416,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds that a request may wait.")] = 60.0,
     queue: Annotated[int, typer.Option(min=1, max=512, help="Requests that may wait.")] = 256,
 ) -> None:
-    """Serve models on this machine: a page to type sentences into, and a JSON API."""
+    """Serve models on this machine. A page to type sentences into, and a JSON API."""
     from s2s.commands.serve import Options
     from s2s.commands.serve import serve as command
 
@@ -441,7 +441,7 @@ def compare(
     links: Annotated[Path | None, typer.Option(help="Right word links of these, Pharaoh.")] = None,
     device: Device = "auto",
 ) -> None:
-    """Compare mechanisms: train a grid of them, or take runs that are there; write a table and a page."""
+    """Compare mechanisms: a table and a page. Trains a grid of them, or takes runs that are there."""
     from s2s.commands.compare import Options
     from s2s.commands.compare import compare as command
 
@@ -454,7 +454,7 @@ def compare(
 
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Print every setting of a file, with its parents and the defaults filled in."""
+    """Print every setting of a file. With its parents, and the defaults filled in."""
     _die_with_a_closed_pipe()
     from s2s.commands.config import show
 
@@ -495,7 +495,7 @@ def config_new(
     target: Annotated[Path, typer.Argument(help="Its translation, line for line.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("config.yaml"),
 ) -> None:
-    """Write a commented config for two files, and set validation and test sentences aside."""
+    """Write a commented config for two files. Sets validation and test sentences aside."""
     from s2s.commands.config import new
 
     new(source, target, output)
@@ -564,10 +564,23 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+def _help_without_command(context: typer.Context) -> None:
+    """Nothing was asked for: what there is to ask for, as an answer to a wrong command."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
+
+
+@config_app.callback(invoke_without_command=True)
+def _config_options(context: typer.Context) -> None:
+    _help_without_command(context)
+
+
+@app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    pass
+    _help_without_command(context)

@@ -36,6 +36,13 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
     assert subprocess.run(line, capture_output=True, timeout=60, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("arguments", [[], ["config"]])
+def test_without_a_command_the_help_is_the_answer(arguments: list[str], cli: Cli) -> None:
+    outcome = cli(*arguments)
+    assert outcome.code == 2 and outcome.out == b""
+    assert outcome.err.startswith("Usage: ") and "Commands:" in outcome.err
+
+
 def test_the_version(cli: Cli) -> None:
     assert cli("--version").out.decode().strip() == __version__
 
