@@ -104,7 +104,8 @@ def test_a_recipe_takes_a_training_step(path: Path) -> None:
 def test_a_comparison_is_one(path: Path, tmp_path: Path) -> None:
     settings = read_settings(path)
     cells = cells_of(settings, tmp_path)
-    assert len(cells) == len(settings.recipes) * len(settings.seeds) and baseline_of(settings, cells)
+    ways = math.prod(len(axis) for axis in settings.axes.values())
+    assert len(cells) == len(settings.recipes) * ways * len(settings.seeds) and baseline_of(settings, cells)
 
 
 @pytest.mark.parametrize("name", ["toy", "dates"])

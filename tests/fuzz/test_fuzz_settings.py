@@ -145,7 +145,7 @@ def _scalars(annotation: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
     return st.floats(least, most, exclude_min="gt" in limits, exclude_max="lt" in limits)
 
 
-FITTING = {"heads": [1, 2, 4], "size": [8, 16], "feedforward": [16]}
+FITTING = {"heads": [2, 4], "groups": [1, 2], "size": [8, 16], "feedforward": [16]}
 """Numbers that go together, whichever are drawn."""
 
 
@@ -158,7 +158,7 @@ def page_of(section: Any, wrong: bool) -> st.SearchStrategy[dict[str, Any]]:
         strategy = values_of(field_type(field), wrong)
         if not wrong and name in FITTING:
             strategy = st.sampled_from(FITTING[name])
-        if not wrong and name == "valid":
+        if not wrong and name in ("train", "valid"):  # a list of corpora has one
             strategy = strategy.filter(bool)
         (required if field.is_required() or name in ("kind", "valid") else optional)[name] = strategy
     return st.fixed_dictionaries(required, optional=optional)

@@ -117,8 +117,8 @@ def test_a_skipped_update_changes_nothing(
     seen: dict[int, tuple[list[torch.Tensor], list[torch.Tensor], list[float]]] = {}
     original = Trainer._update
 
-    def noted(trainer: Trainer, meter: Any) -> None:
-        original(trainer, meter)
+    def noted(trainer: Trainer) -> None:
+        original(trainer)
         states = trainer.optimizer.state.values()
         seen[trainer.state.update] = (
             [parameter.detach().clone() for parameter in trainer.model.parameters()],

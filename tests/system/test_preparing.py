@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from harness import Cli, Warm, assert_error, train_arguments
 
 from s2s.data import encode
-from tests.system.harness import Cli, Warm, assert_error, train_arguments
 
 _TWO = "training.max_updates=2"
 

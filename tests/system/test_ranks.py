@@ -365,8 +365,8 @@ def test_the_time_is_over_for_all(project: Path, new_run: Path, warm: Warm) -> N
     slow = """
 from s2s.training.trainer import Trainer
 original = Trainer._update
-def update(self, meter):
-    original(self, meter)
+def update(self):
+    original(self)
     self.state.seconds += 25
 Trainer._update = update
 """

@@ -55,7 +55,7 @@ class Seen(HTMLParser):
 
 def report(text: str) -> str:
     """The page of a run in which every text is this one."""
-    sentence = {"line": 1, "chrf": 50.0, "source": text, "reference": text, "found": text}
+    sentence = {"line": 1, "number": 1, "chrf": 50.0, "source": text, "reference": text, "found": text}
     picture = heat_map_svg(np.ones((1, 1)), [text], [text], title=text)
     chart = line_chart([Series(text, [1, 2], [3, 4]), Series(text, [1], [2])], title=text, x=text, y=text)
     measured = {
