@@ -127,7 +127,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     board = TensorBoard(run.path / "tensorboard") if training.tensorboard and world.first else None
     metrics = MetricsLog(run.metrics, warn, board)
     validation = None if prepared.valid is None else Validator(config, prepared)
-    view = view_of(progress if world.first else "quiet", training.max_updates, training.log_every)
+    view = view_of(progress if world.first else "plain", training.max_updates, training.log_every)
     trainer = Trainer(
         step, data, config.optimizer, training, seed=config.seed, run=run.path, checkpoints=checkpoints,
         metrics=metrics, validate=validation, signals=signals, facts=facts, world=world, view=view,

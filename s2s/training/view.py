@@ -7,9 +7,10 @@ validation. Plain lines are for files and for terminals that cannot move their c
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from s2s.errors import printable
 from s2s.progress import on_terminal, say, terminal
@@ -72,75 +73,41 @@ class Measured(NamedTuple):
         return f"validation at update {self.update}: {scores}{best}  [{self.seconds:.0f} s]"
 
 
-class View(Protocol):
+class View(ABC):
     """Shows a training. A context: what moves, moves inside it."""
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
+    def __exit__(  # noqa: B027 - nothing moves unless a view says so
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        pass
 
-    def line(self, text: str) -> None:
-        """Something worth a line that stays."""
-        ...
-
+    @abstractmethod
     def step(self, step: Step) -> None:
         """An update is done."""
-        ...
 
+    @abstractmethod
     def measured(self, measured: Measured) -> None:
         """A validation is done."""
-        ...
 
 
 def view_of(kind: Kind, total: int, every: int) -> View:
-    """The view of a training of ``total`` updates; plain lines come every ``every`` updates."""
-    if kind == "quiet":
-        return QuietView()
+    """The view of a training of ``total`` updates; plain lines come every ``every`` updates.
+
+    Quiet has no view of its own: plain lines are not shown inside of `s2s.progress.silent`.
+    """
     if kind == "live" or (kind == "auto" and on_terminal()):
         return LiveView(total, terminal())
     return PlainView(every)
 
 
-class QuietView:
-    """Shows nothing; warnings and errors come as ever."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        """See `View`."""
-
-    def step(self, step: Step) -> None:
-        """See `View`."""
-
-    def measured(self, measured: Measured) -> None:
-        """See `View`."""
-
-
-class PlainView:
+class PlainView(View):
     """Lines on standard error."""
 
     def __init__(self, every: int) -> None:
         self.every = every
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        """See `View`."""
-        say(text)
 
     def step(self, step: Step) -> None:
         """See `View`."""
@@ -155,7 +122,7 @@ class PlainView:
                 say(f"    {line}")
 
 
-class LiveView:
+class LiveView(View):
     """A panel at the foot of a terminal."""
 
     def __init__(self, total: int, console: Console) -> None:
@@ -186,10 +153,6 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def line(self, text: str) -> None:
-        """See `View`."""
-        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
-
     def step(self, step: Step) -> None:
         """See `View`."""
         self._step = step
@@ -198,7 +161,7 @@ class LiveView:
     def measured(self, measured: Measured) -> None:
         """See `View`."""
         self._measured = measured
-        self.line(measured.line())
+        self._console.print(printable(measured.line()), markup=False, highlight=False, soft_wrap=True)
 
     def panel(self) -> RenderableType:
         """What stands at the foot now; lines that are too long for the terminal are cut."""

@@ -8,7 +8,8 @@ import math
 import pytest
 from rich.console import Console
 
-from s2s.training.view import LiveView, Measured, PlainView, QuietView, Sample, Step, View, view_of
+from s2s.progress import say, silent
+from s2s.training.view import LiveView, Measured, PlainView, Sample, Step, View, view_of
 
 STEP = Step(100, 3, 2.5, math.log(8), 12345.6, 1e-3, 0.75)
 MEASURED = Measured(100, {"nll": 1.25, "bleu": 33.333}, True, 4.2, [Sample("a dog", "ein Hund", "ein\x1b[31m Hunt")])
@@ -51,7 +52,7 @@ def test_a_validation_stays_above_the_panel_and_the_cursor_is_not_hidden() -> No
     with LiveView(200, console) as view:
         view.step(STEP)
         view.measured(MEASURED)
-        view.line("something")
+        say("something")
         written = file.getvalue()
     assert "validation at update 100: nll 1.25  bleu 33.33  (best)  [4 s]" in written and "something" in written
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
@@ -72,14 +73,13 @@ def test_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_quiet_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
-    with QuietView() as view:
+    with silent(), view_of("quiet", 200, 50) as view:
         view.step(STEP)
         view.measured(MEASURED)
-        view.line("something")
     assert capsys.readouterr().err == ""
 
 
 def test_the_kind_that_was_asked_for() -> None:
     """Tests have no terminal, so auto is plain."""
     kinds: list[type[View]] = [type(view_of(kind, 10, 5)) for kind in ("auto", "plain", "quiet", "live")]  # type: ignore[arg-type]
-    assert kinds == [PlainView, PlainView, QuietView, LiveView]
+    assert kinds == [PlainView, PlainView, PlainView, LiveView]
