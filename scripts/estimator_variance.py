@@ -16,10 +16,10 @@ import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from shared import ROOT
 from torch import Tensor
 
 from s2s.analysis.diagnostics import Diagnostics, GradientMoments, gradient_moments
@@ -30,7 +30,6 @@ from s2s.models.rnn_decoder import RNNDecoder
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "docs" / "results" / "estimator-variance.json"
 PAGE = ROOT / "docs" / "attention.md"
 BEGIN, END = "<!-- estimator-variance: begin -->", "<!-- estimator-variance: end -->"

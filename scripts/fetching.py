@@ -110,7 +110,7 @@ def command_line(description: str, out: str, corpus: str) -> argparse.ArgumentPa
         type=Path,
         default=os.environ.get("S2S_DATA") or None,
         metavar="DIR",
-        help=f"read DIR/{corpus} instead of downloading (default: the environment variable S2S_DATA)",
+        help=f"read DIR/{corpus} and download nothing (default: the environment variable S2S_DATA)",
     )
     return parser
 

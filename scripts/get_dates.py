@@ -10,16 +10,14 @@ are those of dataset/date.txt in https://github.com/oreilly-japan/deep-learning-
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import hashlib
-import os
 import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fetching import EXIT_DATA, EXIT_USAGE, Failure, Telling, is_right, write
+from fetching import EXIT_DATA, EXIT_USAGE, Failure, Telling, command_line, is_right, write
 
 # Name under --out: SHA-256 of the plain text.
 CHECKSUMS = {
@@ -34,17 +32,7 @@ CHECKSUMS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Unpack every file that is not there yet; the exit code is 0, 2 (usage), 3 (wrong data) or 6 (system)."""
-    parser = argparse.ArgumentParser(description="Unpack the corpus of dates.")
-    parser.add_argument("--out", type=Path, default=Path("data/dates"), help="folder to write (%(default)s)")
-    parser.add_argument(
-        "--from",
-        dest="copy",
-        type=Path,
-        default=os.environ.get("S2S_DATA") or None,
-        metavar="DIR",
-        help="folder that has dates/*.gz (default: the environment variable S2S_DATA)",
-    )
-    options = parser.parse_args(arguments)
+    options = command_line("Unpack the corpus of dates.", "data/dates", "dates").parse_args(arguments)
     with Telling("get_dates", options.out) as told:
         for name, checksum in CHECKSUMS.items():
             if is_right(options.out / name, checksum):

@@ -19,9 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shared import s2s
+from shared import ROOT, s2s
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "multi30k"
 PAGE = ROOT / "docs" / "results.md"
 REFERENCE = ROOT / "data" / "multi30k" / "tok-lc" / "test_2016_flickr.lc.norm.tok.de"

@@ -11,15 +11,14 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from pydantic import ValidationError
+from shared import ROOT
 
 from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
 from s2s.models.seq2seq import ModelSettings
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "refusals.md"
 sys.path.insert(0, str(ROOT / "tests" / "contract"))
 

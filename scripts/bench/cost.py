@@ -21,11 +21,25 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from speed import CONFIGS, RESULTS, ROOT, WORK, Cell, Row, models, rate, run_rounds, spread, train_ours, translate_ours
+from speed import (
+    CONFIGS,
+    DOCS,
+    MULTI30K,
+    RESULTS,
+    WORK,
+    Cell,
+    Row,
+    models,
+    rate,
+    run_rounds,
+    spread,
+    train_ours,
+    translate_ours,
+)
 
 from s2s.analysis.charts import Series, line_chart
 
-RESULT, PICTURES = RESULTS / "speed-cost.json", ROOT / "docs" / "pictures"
+RESULT, PICTURES = RESULTS / "speed-cost.json", DOCS / "pictures"
 AXES = {"words": (10, 20, 40, 80), "batch": (512, 1024, 2048, 4096), "vocabulary": (4000, 8000, 16000, 32000)}
 """What varies; the default of each is in `USUAL`."""
 USUAL = {"words": 20, "batch": 2048, "vocabulary": 8000}
@@ -91,7 +105,7 @@ def key_of(sizes: dict[str, int]) -> str:
 
 def translation_cells(threads: int, lines: int) -> Iterator[Cell]:
     """The first lines of the test set, and those ten times over."""
-    source = (ROOT / "data" / "multi30k" / "test_2016_flickr.en").read_text(encoding="utf-8").splitlines()[:lines]
+    source = (MULTI30K / "test_2016_flickr.en").read_text(encoding="utf-8").splitlines()[:lines]
     for times in (1, 10):
         path = WORK / "cost" / f"lines-{times * lines}"
         path.write_text("".join(f"{line}\n" for line in source * times), encoding="utf-8")

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 
 import torch
-from speed import CONFIGS, RESULTS, WORK, Row, machine
+from speed import CONFIGS, RESULTS, WORK, Row, machine, of_updates
 from torch.profiler import ProfilerActivity, profile
 
 from s2s import config as configuration
@@ -31,8 +31,7 @@ TOP = 10
 
 def training(workload: str, precision: str, updates: int) -> Callable[[], None]:
     """A few updates, without validation."""
-    settings = [f"training.max_updates={updates}", f"training.precision={precision}", "data.valid=null",
-                "training.stop_on=nll", f"training.save_every={updates}", "training.ema=null"]  # fmt: skip
+    settings = of_updates(updates, f"training.precision={precision}")
     return lambda: train(CONFIGS / f"{workload}.yaml", settings, WORK / "profile", overwrite=True)
 
 

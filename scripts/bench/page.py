@@ -15,11 +15,9 @@ from pathlib import Path
 import cost
 import hotspots
 import speed
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shared import with_table
 
-PAGE = speed.ROOT / "docs" / "speed.md"
+PAGE = speed.DOCS / "speed.md"
 
 
 def cost_tables(result: Path) -> str:

@@ -42,8 +42,12 @@ from s2s.data.text import read_raw_lines
 from s2s.data.tokenizer import load as load_tokenizers
 from s2s.progress import say
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CONFIGS, RECIPES, RESULTS = ROOT / "configs" / "bench", ROOT / "configs" / "multi30k", ROOT / "docs" / "results"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from shared import ROOT, s2s
+
+CONFIGS, RECIPES, MULTI30K = ROOT / "configs" / "bench", ROOT / "configs" / "multi30k", ROOT / "data" / "multi30k"
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results"
 WORK = ROOT / "runs" / "bench"
 PEERS = Path(__file__).resolve().parent / "peers"
 WARMUP = 12
@@ -75,9 +79,12 @@ def alone(command: list[str], threads: int) -> tuple[str, str, float]:
     return out.read_text(), err.read_text(), usage.ru_maxrss / 1024
 
 
-def s2s(*arguments: str) -> list[str]:
-    """The command line of s2s in this environment."""
-    return [sys.executable, "-m", "s2s", *arguments]
+def of_updates(updates: int, *more: str) -> list[str]:
+    """Settings of a training for so many updates, without validations and saves between."""
+    return [
+        f"training.max_updates={updates}", f"training.save_every={updates}", "data.valid=null",
+        "training.stop_on=nll", "training.ema=null", *more,
+    ]  # fmt: skip
 
 
 def last_json(text: str) -> Row:
@@ -92,10 +99,7 @@ def last_json(text: str) -> Row:
 def train_ours(config: Path, precision: str, updates: int, threads: int) -> Row:
     """Our own command, and what its metrics say of the updates after the warm-up."""
     run = WORK / "run"
-    settings = [
-        f"training.max_updates={updates}", f"training.precision={precision}", "data.valid=null",
-        "training.stop_on=nll", f"training.save_every={updates}", "training.ema=null",
-    ]  # fmt: skip
+    settings = of_updates(updates, f"training.precision={precision}")
     command = s2s("train", "--config", str(config), "--run-dir", str(run), "--resume", "none", "--overwrite", *settings)
     *_, peak = alone(command, threads)
     records = [json.loads(line) for line in (run / "metrics.jsonl").open()]
@@ -198,12 +202,8 @@ def translate_peer(python: str, script: str, model: Path, beam: int, threads: in
 def models(names: Iterable[str], peers: dict[str, str], updates: int, threads: int) -> None:
     """Train what will translate, where it is not there yet."""
     for name in names:
-        settings = [
-            f"training.max_updates={updates}", f"training.save_every={updates}", "data.valid=null",
-            "training.stop_on=nll", "training.ema=null",
-        ]  # fmt: skip
         run = ["--run-dir", str(WORK / f"model-{name}")]
-        alone(s2s("train", "--config", str(CONFIGS / f"{name}.yaml"), *run, *settings), threads)
+        alone(s2s("train", "--config", str(CONFIGS / f"{name}.yaml"), *run, *of_updates(updates)), threads)
         checkpoint = opennmt_model(name, updates)
         if "opennmt" in peers and name in HAS["opennmt"] and not checkpoint.exists():
             train_peer(peers["opennmt"], "opennmt", PLAIN.get(name, name), updates, threads)
