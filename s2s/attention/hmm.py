@@ -6,7 +6,7 @@
     alpha_t(j) = pi_t(j) p(y_t | h_j) / p(y_t)                        after it
 
 The forward recursion, which sums over all alignments exactly: prod_t p(y_t) = sum over z_1 ... z_T of
-prod_t A_t(z_{t-1}, z_t) p(y_t | h_{z_t}) (Wu & Cotterell 2019, section 4; Vogel et al. 1996 are its ancestors). With
+prod_t A_t(z_{t-1}, z_t) p(y_t | h_{z_t}) (Wu & Cotterell 2019; Vogel et al. 1996 are its ancestors). With
 ``monotone`` A_t(i, j) = 0 for j < i, and without jumps, u = 0, that is their model of order zero. The recurrence is fed
 the soft context sum_j pi_t(j) h_j, so no state depends on a z of the past, only on words.
 

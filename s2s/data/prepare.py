@@ -246,7 +246,7 @@ class _Files:
             counts.require_equal_lines(last_line(self.paths[longer], found[longer]))
         if "links" in found and found["links"].lines != source.lines:
             what = f"has {found['links'].lines} lines, {self.paths['source']} has {source.lines}"
-            raise DataError(self.paths["links"], what)
+            raise DataError(self.paths["links"], what, "give one line of links for each pair")
         return found
 
     def texts(self, number: int) -> Iterator[tuple[str, str]]:

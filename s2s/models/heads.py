@@ -144,8 +144,8 @@ class MultiHead(Across):
 class Look(NamedTuple):
     """What the layers of one call of a stack have in common."""
 
-    first: int | Tensor
-    """The place of the first word: see `s2s.models.layers.places`."""
+    first: int
+    """The place of the first word."""
     passed: int
     """Places before it that the stack has read."""
     views: tuple[View, ...]

@@ -47,19 +47,12 @@ def embedding(vocabulary: int, size: int) -> nn.Embedding:
     return table
 
 
-def places(first: int | Tensor, count: int, device: torch.device) -> Tensor:
-    """Places first .. first + count - 1, (count,) int64; for ``first`` (B,), one for each sentence, (B, count)."""
-    if isinstance(first, Tensor):
-        return first.unsqueeze(1) + torch.arange(count, device=device)
-    return torch.arange(first, first + count, device=device)
-
-
-def sinusoids(first: int | Tensor, count: int, size: int, like: Tensor) -> Tensor:
-    """Sines and cosines of `places`, interleaved, (count, size) or (B, count, size) (Vaswani 2017, section 3.5).
+def sinusoids(first: int, count: int, size: int, like: Tensor) -> Tensor:
+    """Sines and cosines of places first .. first + count - 1, interleaved, (count, size) (Vaswani 2017, section 3.5).
 
     pe[2i] = sin(position / 10000^(2i/size)), pe[2i+1] = cos(the same).
     """
-    position = places(first, count, like.device).float().unsqueeze(-1)
+    position = torch.arange(first, first + count, device=like.device).float().unsqueeze(-1)
     rate = torch.exp(torch.arange(0, size, 2, device=like.device, dtype=torch.float32) * (-math.log(10000.0) / size))
     angle = position * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :size].to(like.dtype)

@@ -20,7 +20,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from s2s.models.layers import places
 from s2s.models.reach import View
 
 PositionKind = Literal["sinusoidal", "learned", "relative", "rotary", "alibi"]
@@ -29,8 +28,8 @@ PositionKind = Literal["sinusoidal", "learned", "relative", "rotary", "alibi"]
 class Relation(nn.Module, ABC):
     """What a pair of places adds to self-attention; by itself nothing, since absolute positions join the words."""
 
-    def turn(self, query: Tensor, keys: Tensor, first: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, heads, T, d) and keys (B, groups, T, d) of the places that begin at ``first``: see `places`."""
+    def turn(self, query: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Queries (B, heads, T, d) and keys (B, groups, T, d) of places first .. first + T - 1."""
         return query, keys
 
     def bias(self, query: Tensor, view: View) -> Tensor | None:
@@ -57,7 +56,7 @@ class Relative(Relation):
         self.of_values = nn.Parameter(torch.randn(rows, width) * width**-0.5)
 
     def _row(self, view: View, shape: torch.Size) -> Tensor:
-        """The row of each pair of places, (..., T, S), for queries of this shape (..., T, d)."""
+        """The row of each pair of (..., T, S), for queries of this shape (..., T, d)."""
         return (view.distance.clamp(self.lowest, self.highest) - self.lowest).expand(*shape[:-1], -1)
 
     def bias(self, query: Tensor, view: View) -> Tensor:
@@ -75,13 +74,12 @@ class Relative(Relation):
 class Rotary(Relation):
     """Queries and keys turned by angles that grow with their place, so that products see the difference."""
 
-    def turn(self, query: Tensor, keys: Tensor, first: int | Tensor) -> tuple[Tensor, Tensor]:
+    def turn(self, query: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(query.dtype, torch.float32)
         width = query.size(-1)
         rate = torch.exp(torch.arange(0, width, 2, device=query.device, dtype=kind) * (-math.log(10000.0) / width))
-        where = places(first, query.size(2), query.device).to(kind)
-        angle = where.unsqueeze(-1) * rate  # (T, d / 2) or (B, T, d / 2)
-        angle = angle if angle.dim() == 2 else angle.unsqueeze(1)
+        where = torch.arange(first, first + query.size(2), device=query.device, dtype=kind)
+        angle = where.unsqueeze(-1) * rate  # (T, d / 2)
         cosine, sine = angle.cos(), angle.sin()
         return _turned(query, cosine, sine), _turned(keys, cosine, sine)
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Across, Look, Mechanisms, MultiHead, SelfAttention
-from s2s.models.layers import Dropout, lengths_to_mask, places, sinusoids
+from s2s.models.layers import Dropout, lengths_to_mask, sinusoids
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
 from s2s.settings import AttentionSettings, DecoderSettings, EncoderSettings, Settings
@@ -128,7 +128,7 @@ class Input(nn.Module):
             x = x + sinusoids(first, tokens.size(1), self.size, x)
         elif self.learned is not None:
             last = self.learned.num_embeddings - 1
-            x = x + self.learned(places(first, tokens.size(1), tokens.device).clamp(max=last))
+            x = x + self.learned(torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last))
         dropped: Tensor = self.dropout(x.masked_fill((tokens == PAD).unsqueeze(-1), 0.0))
         return dropped
 
@@ -181,7 +181,7 @@ class Layer(nn.Module):
             return self._after(1, x, y), weights, state
         assert x.size(1) == 1, "places that share a memory go step by step"
         y, weights, state = self.across(asking.view(rows, -1, x.size(2)), memory, source, state)
-        weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # (B, heads, places, S) to (B places, heads, 1, S)
+        weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # (B, heads, S) to (B places, heads, 1, S)
         return self._after(1, x, y.flatten(0, 1).unsqueeze(1)), weights, state
 
     def inner(self, x: Tensor) -> Tensor:
