@@ -207,6 +207,7 @@ def free(run: Path) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_killed_workers_and_a_killed_parent_change_nothing(grids: Path, finished: Path, tmp_path: Path) -> None:
     """KILL to the training after a save, then to `s2s compare` itself; in the end the run is that of `s2s train`."""
     (grids / "one.yaml").write_text("recipes: [rnn.yaml]\nseeds: [1]\nlength_bands: [6]\n")

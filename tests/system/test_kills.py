@@ -126,6 +126,7 @@ def test_fifty_kills_change_nothing(project: Path, new_run: Path, warm: Warm, co
     assert len(set(killed)) > 20, f"the kills did not spread over the run: {killed}"
 
 
+@pytest.mark.slow
 @pytest.mark.fault("R2", "R3")
 def test_killed_at_every_point_of_a_save(project: Path, new_run: Path, finished: Path, warm: Warm) -> None:
     """The second save of every process dies at another point; also killed are the first update of all before and in its

@@ -99,7 +99,7 @@ def batches_of_an_epoch(run: Path) -> int:
 
 
 @pytest.mark.parametrize("batches", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("config", ["rnn.yaml", "hard.yaml", "transformer.yaml"])
+@pytest.mark.parametrize("config", ["rnn.yaml", pytest.param("hard.yaml", marks=pytest.mark.slow), "transformer.yaml"])
 def test_two_processes_train_as_one(project: Path, tmp_path: Path, warm: Warm, config: str, batches: int) -> None:
     """In float64, with dropout and sampled segmentations, over an epoch whose last update has too few batches."""
     settings = (

@@ -222,15 +222,20 @@ def test_a_saver_that_forgets_nothing(
         zero_moments,
         zero_baseline,
         first_average,
-        put("update", 12),
-        put("position", 0),
-        put("epoch", 1),
-        put("target_tokens", 0),
-        put("best", 0.5),
-        put("fruitless", 9),
-        put("reductions", 7),
-        put("since_reduction", 1),
-        put("validated", 0),
+        *(
+            pytest.param(put(name, value), id=name, marks=pytest.mark.slow)
+            for name, value in (
+                ("update", 12),
+                ("position", 0),
+                ("epoch", 1),
+                ("target_tokens", 0),
+                ("best", 0.5),
+                ("fruitless", 9),
+                ("reductions", 7),
+                ("since_reduction", 1),
+                ("validated", 0),
+            )
+        ),
     ],
     ids=lambda change: getattr(change, "__name__", ""),
 )

@@ -325,7 +325,7 @@ def real(kind: str) -> Seq2Seq:
     return model
 
 
-@pytest.mark.parametrize("kind", ["rnn", "transformer", "both"])
+@pytest.mark.parametrize("kind", ["rnn", pytest.param("transformer", marks=pytest.mark.slow), "both"])
 def test_nothing_but_the_line_decides_its_translation(kind: str) -> None:
     """Batch size, order, company, window and threads change nothing, in float64 to the letter; equals stay equal."""
     model = Ensemble([real("rnn"), real("transformer")]) if kind == "both" else real(kind)
