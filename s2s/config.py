@@ -22,6 +22,7 @@ from s2s.attention.location_aware import LocationAwareSettings
 from s2s.attention.logistics import LogisticsSettings
 from s2s.attention.monotonic import MochaSettings, MonotonicSettings
 from s2s.attention.none import NoneSettings
+from s2s.attention.posterior import PosteriorSettings
 from s2s.configfile import FilePath
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
@@ -65,6 +66,7 @@ _Mechanism = (
     | LocationAwareSettings
     | HardSettings
     | LatentSettings
+    | PosteriorSettings
     | HMMSettings
     | LogisticsSettings
 )

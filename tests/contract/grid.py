@@ -52,6 +52,7 @@ EXAMPLES: dict[str, list[Options]] = {
         {"estimator": {"kind": "enumerate"}, "score": "dot", "evaluate": "marginal"},
     ],
     "latent": [{}, {"k": 2, "score": "general"}, {"k": 2, "renormalise": True, "score": "additive"}],
+    "posterior": [{}, {"k": 2, "score": "additive"}, {"k": 2, "renormalise": True, "share": 0.5, "score": "dot"}],
     "hmm": [
         {"reach": 2, "score": "additive"},
         {"monotone": True, "reach": None, "score": {"kind": "location", "max_length": 4}},

@@ -59,7 +59,8 @@ def test_reasons_are_sentences(refused: dict[str, list[Any]]) -> None:
 
 
 def test_nothing_else_is_refused(everything: list[Any], refused: dict[str, list[Any]]) -> None:
-    """By hand: feeding is luong's alone, a cgru needs a context, coverage needs weights and the additive score.
+    """By hand: feeding is luong's alone, a cgru needs a context, coverage needs weights and the additive score,
+    `posterior` needs feeding.
 
     Heads are `global` or local.
     """
@@ -68,6 +69,7 @@ def test_nothing_else_is_refused(everything: list[Any], refused: dict[str, list[
         kind, score, _, wiring, feeding = one.places
         impossible = wiring in ("bahdanau", "cgru") and feeding != "by default"
         impossible |= wiring == "cgru" and kind == "none"
+        impossible |= "posterior" in kind and (wiring in ("bahdanau", "cgru") or feeding == "false")
         heads = wiring == "heads of a Transformer"
         impossible |= heads and kind.split(" ")[0] not in ("global", "local-m", "local-p")
         if kind.startswith("coverage of "):
