@@ -60,6 +60,7 @@ def combinations() -> Iterator[Combination]:
         yield Combination((*_of_attention(attention), "heads of a Transformer", "by default"), stack)
     for attention, wiring, feeding in itertools.product([*inside, *wrapped], wirings, FEEDING):
         decoder = {"wiring": wiring, "input_feeding": FEEDING[feeding], "attention": attention}
+        decoder["layers"] = 2 if wiring == "gnmt" else 1  # gnmt is about several
         yield Combination((*_of_attention(attention), wiring, feeding), recurrent("", BOTH_WAYS, **decoder).decoder)
 
 

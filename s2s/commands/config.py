@@ -258,7 +258,7 @@ model:
   decoder:
     kind: rnn
     cell: lstm
-    wiring: luong         # where attention stands: luong, bahdanau or cgru
+    wiring: luong         # where attention stands: luong, bahdanau, gnmt or cgru
     input_feeding: true
     attention: {{kind: global, score: general}}   # the kinds: s2s config describe model.decoder.attention
 objective: {{label_smoothing: 0.1}}

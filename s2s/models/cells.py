@@ -2,9 +2,11 @@
 
     luong      h_t = RNN([E y ; h~_{t-1}], h_{t-1});  c_t = attend(h_t);  h~_t = read(h_t, c_t)
     bahdanau   c_t = attend(s_{t-1});  s_t = RNN([E y ; c_t], s_{t-1});   h~_t = read(s_t, c_t, E y)
+    gnmt       as bahdanau, but the bottom of several layers asks, and all of them read c_t
     cgru       s' = GRU1(E y, s_{t-1});  c_t = attend(s');  s_t = GRU2(c_t, s');  h~_t = read(s_t, c_t, E y)
 
-Luong et al. 2015, section 3.3; Bahdanau et al. 2015, appendix A.2.2; Sennrich et al. 2017 (Nematus), section 3.
+Luong et al. 2015, section 3.3; Bahdanau et al. 2015, appendix A.2.2; Wu et al. 2016, section 3; Sennrich et al. 2017
+(Nematus), section 3. Wu et al. read words from the top state alone, where here h~ has the context and the word too.
 
 What is read becomes one vector, h~ = tanh(W [...]), and h~ becomes words. In `luong` without input feeding (h~_{t-1}
 left out) nothing of step t goes back into the recurrence, so all T steps run at once.
@@ -253,14 +255,15 @@ class Luong(Wiring):
 class Bahdanau(Wiring):
     """Attend with the state before this word, then recur over word and context.
 
-    With the readout maxout words are read from the state that asked, otherwise from the new one.
+    The top layer asks and the bottom one reads the context; with ``from_below`` (`gnmt`) the bottom layer asks and all
+    of them read. With the readout maxout words are read from the top state that asked, otherwise from the new one.
     """
 
     feeds_back = True
 
-    def __init__(self, recurrence: Recurrence, attention: Attention, readout: Readout) -> None:
+    def __init__(self, recurrence: Recurrence, attention: Attention, readout: Readout, from_below: bool) -> None:
         super().__init__()
-        self.recurrence, self.attention, self.readout = recurrence, attention, readout
+        self.recurrence, self.attention, self.readout, self.from_below = recurrence, attention, readout, from_below
 
     def states(self, states: list[LayerState]) -> tuple[LayerState, ...]:
         return self.recurrence.begin(states)
@@ -275,11 +278,11 @@ class Bahdanau(Wiring):
 
         def advance(where: slice, memory: Memory, state: WiringState) -> tuple[Step, WiringState]:
             _, state = self.listen(where.start, memory, state, said)
-            query = state.layers[-1].hidden
+            query = state.layers[0 if self.from_below else -1].hidden
             attended, attention = attend(self.attention, query.unsqueeze(1), memory, state.attention)
             context = attended.context[:, 0]
             hidden, layers = recur(gates[where.start], context if context.size(1) else None, state.layers)
-            told = query if self.readout.kind == "maxout" else hidden
+            told = query if self.readout.kind == "maxout" and not self.from_below else hidden
             unread = Unread(told, words[where.start], None if keep is None else keep[:, where.start])
             joined = read(unread, context)
             step = Step(with_time(unread), joined.unsqueeze(1), attended)

@@ -156,7 +156,10 @@ class RecurrentLayer(nn.Module):
 
 
 class Recurrence(nn.Module):
-    """A stack of layers; dropout between them, and optionally each adding its input to its output (residual)."""
+    """A stack of layers; dropout between them, and optionally each adding its input to its output (residual).
+
+    A fed-back vector goes into the bottom layer, with ``feeds_all`` into every layer.
+    """
 
     def __init__(
         self,
@@ -166,14 +169,17 @@ class Recurrence(nn.Module):
         layers: int,
         *,
         feedback_size: int = 0,
+        feeds_all: bool = False,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         residual: bool = False,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            RecurrentLayer(kind, size if n else input_size, size, 0 if n else feedback_size) for n in range(layers)
+            RecurrentLayer(kind, size if n else input_size, size, feedback_size if n == 0 or feeds_all else 0)
+            for n in range(layers)
         )
+        self.feeds_all = feeds_all
         self.kind, self.size, self.residual, self.recurrent_dropout = kind, size, residual, recurrent_dropout
         self.between = Dropout(dropout)
 
@@ -208,8 +214,9 @@ class Recurrence(nn.Module):
         ) -> tuple[Tensor, tuple[LayerState, ...]]:
             after = [bottom(gates, fed, states[0])]
             x = after[0].hidden
+            fed = fed if self.feeds_all else None
             for layer, upper_step, state in zip(list(self.layers)[1:], upper, states[1:], strict=True):
-                after.append(upper_step(layer.gates(self.between(x)), None, state))  # type: ignore[operator]
+                after.append(upper_step(layer.gates(self.between(x)), fed, state))  # type: ignore[operator]
                 x = x + after[-1].hidden if self.residual else after[-1].hidden
             return x, tuple(after)
 

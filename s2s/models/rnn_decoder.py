@@ -181,11 +181,12 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
     cell: CellKind = "lstm"
     """lstm or gru."""
     layers: Annotated[int, Field(ge=1)] = 1
-    """Layers; the top one asks the attention."""
+    """Layers; the top one asks the attention, but in wiring gnmt the bottom one."""
     size: Annotated[int, Field(ge=1)] = 512
     """Width of every layer, and of the vector h~ that words are read from."""
-    wiring: Literal["luong", "bahdanau", "cgru"] = "luong"
-    """luong: recur, then attend; bahdanau: attend with the state before, then recur; cgru: two GRU cells round it."""
+    wiring: Literal["luong", "bahdanau", "gnmt", "cgru"] = "luong"
+    """luong: recur, then attend; bahdanau: attend with the state before, then recur; gnmt: the same, but the bottom
+    layer asks and every layer reads; cgru: two GRU cells round it."""
     input_feeding: bool | None = None
     """Luong only: the last h~ joins the next input. By default true for luong; the other wirings feed the context."""
     readout: ReadoutKind = "tanh"
@@ -222,6 +223,8 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
             raise ValueError(f"input_feeding belongs to wiring luong; {self.wiring} always feeds the context")
         if self.wiring == "cgru" and (self.cell != "gru" or self.layers != 1 or self.recurrent_dropout):
             raise ValueError("wiring cgru is two GRU cells: it needs cell: gru, layers: 1 and no recurrent_dropout")
+        if self.wiring == "gnmt" and self.layers == 1:
+            raise ValueError("wiring gnmt is about several layers; with one it is bahdanau")
         reason = self.attention.refusal(self.wiring, self.feeds)
         if reason:
             raise ValueError(reason)
@@ -244,13 +247,15 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
             first, second = RecurrentLayer("gru", width, self.size), RecurrentLayer("gru", context, self.size)
             wiring = ConditionalGRU(first, second, attention, readout)
         else:
-            fed = context if self.wiring == "bahdanau" else self.size if self.feeds else 0
-            options = {"dropout": rate, "recurrent_dropout": self.recurrent_dropout, "residual": self.residual}
-            recurrence = Recurrence(self.cell, width, self.size, self.layers, feedback_size=fed, **options)  # type: ignore[arg-type]
-            if self.wiring == "bahdanau":
-                wiring = Bahdanau(recurrence, attention, readout)
-            else:
+            recurrence = Recurrence(
+                self.cell, width, self.size, self.layers, feeds_all=self.wiring == "gnmt", residual=self.residual,
+                feedback_size=context if self.wiring != "luong" else self.size if self.feeds else 0,
+                dropout=rate, recurrent_dropout=self.recurrent_dropout,
+            )  # fmt: skip
+            if self.wiring == "luong":
                 wiring = Luong(recurrence, attention, readout, self.feeds)
+            else:
+                wiring = Bahdanau(recurrence, attention, readout, from_below=self.wiring == "gnmt")
         narrow = nn.Linear(self.size, width, bias=False) if tied and self.size != width else None
         start = Start(self.start, self.cell, self.layers, self.size, encoder.size, encoder.leaves)
         embedded = rate if self.embedding_dropout is None else self.embedding_dropout

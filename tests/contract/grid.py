@@ -75,6 +75,7 @@ WIRINGS: dict[str, Options] = {
     "luong-feeding": {"wiring": "luong", "input_feeding": True},
     "luong": {"wiring": "luong", "input_feeding": False},
     "bahdanau": {"wiring": "bahdanau"},
+    "gnmt": {"wiring": "gnmt", "layers": 2},
     "cgru": {"wiring": "cgru", "cell": "gru", "layers": 1},
 }
 BOTH_WAYS: Options = {"kind": "rnn", "size": SIZE, "cell": "gru"}
@@ -256,7 +257,7 @@ def grid() -> Iterator[Case]:
         (encoder, reads), start = next(turns)
         if options["kind"] == "none":
             start = "mean"  # the one start through which all of an encoder can learn when nothing is attended to
-        if wiring != "cgru" or (cell, layers) == ("gru", 1):
+        if {"cgru": (cell, layers) == ("gru", 1), "gnmt": layers == 2}.get(wiring, True):
             rest = {"cell": cell, "layers": layers, "start": start} | order
             name = f"{wiring}/{attention}/{cell}-{layers}/{encoder}/{start}"
             yield recurrent(name, reads, attention=options, **rest)

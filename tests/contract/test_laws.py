@@ -358,6 +358,8 @@ def test_what_is_refused_is_refused_with_a_reason() -> None:
     "change",
     [
         {"wiring": "cgru", "cell": "lstm"},
+        {"wiring": "gnmt"},
+        {"wiring": "gnmt", "layers": 2, "input_feeding": True},
         {"wiring": "cgru", "layers": 2},
         {"wiring": "cgru", "recurrent_dropout": 0.1},
         {"wiring": "cgru", "input_feeding": True},

@@ -67,9 +67,9 @@ def test_nothing_else_is_refused(everything: list[Any], refused: dict[str, list[
     gone = {one.places for found in refused.values() for one in found}
     for one in everything:
         kind, score, _, wiring, feeding = one.places
-        impossible = wiring in ("bahdanau", "cgru") and feeding != "by default"
+        impossible = wiring in ("bahdanau", "gnmt", "cgru") and feeding != "by default"
         impossible |= wiring == "cgru" and kind == "none"
-        impossible |= "posterior" in kind and (wiring in ("bahdanau", "cgru") or feeding == "false")
+        impossible |= "posterior" in kind and (wiring in ("bahdanau", "gnmt", "cgru") or feeding == "false")
         heads = wiring == "heads of a Transformer"
         impossible |= heads and kind.split(" ")[0] not in ("global", "local-m", "local-p")
         if kind.startswith("coverage of "):

@@ -31,6 +31,8 @@ DECODERS: list[dict[str, Any]] = [
     {"wiring": "luong", "input_feeding": False, "cell": "lstm", "layers": 2},
     {"wiring": "bahdanau"},
     {"wiring": "bahdanau", "cell": "lstm", "layers": 2},
+    {"wiring": "gnmt", "layers": 2},
+    {"wiring": "gnmt", "cell": "lstm", "layers": 3},
     {"wiring": "cgru"},
 ]
 each_decoder = pytest.mark.parametrize("choice", DECODERS, ids=lambda choice: "-".join(map(str, choice.values())))

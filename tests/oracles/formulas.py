@@ -121,11 +121,11 @@ class Loop:
         self.weights = a = softmax(np.array([v @ np.tanh(w @ query + u @ row) for row in self.rows]))
         return sum((a[j] * row for j, row in enumerate(self.rows)), np.zeros(self.rows.shape[1]))
 
-    def recur(self, layers: nn.ModuleList, x: Array, fed: Array | None) -> Array:
-        """All layers once; the vector that is fed back goes into the bottom one."""
+    def recur(self, layers: nn.ModuleList, x: Array, fed: Array | None, everywhere: bool = False) -> Array:
+        """All layers once; the vector that is fed back goes into the bottom one, or into each."""
         for n, layer in enumerate(layers):
             assert isinstance(layer, RecurrentLayer)
-            self.h[n], self.c[n] = step(layer, x, self.h[n], self.c[n], fed if n == 0 else None)
+            self.h[n], self.c[n] = step(layer, x, self.h[n], self.c[n], fed if n == 0 or everywhere else None)
             x = self.h[n]
         return x
 
@@ -136,10 +136,10 @@ class Loop:
             self.told = self.recur(wiring.recurrence.layers, embedded, self.fed if wiring.feeds_back else None)
             joined = self.fed = self.readout(self.matrix, self.told, self.attend(self.told))
         elif isinstance(wiring, Bahdanau):
-            asked = self.h[-1]  # s_{t-1}, from which the paper's maxout reads too
+            asked = self.h[0] if wiring.from_below else self.h[-1]  # s_{t-1}, from which the paper's maxout reads too
             context = self.attend(asked)
-            new = self.recur(wiring.recurrence.layers, embedded, context)
-            self.told = asked if self.readout is maxout else new
+            new = self.recur(wiring.recurrence.layers, embedded, context, wiring.from_below)
+            self.told = asked if self.readout is maxout and not wiring.from_below else new
             joined = self.readout(self.matrix, self.told, context, embedded)
         else:
             assert isinstance(wiring, ConditionalGRU)

@@ -127,7 +127,13 @@ def test_the_gradient_goes_through_what_is_fed_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "order", [{"wiring": "bahdanau"}, {"wiring": "cgru"}, {"wiring": "luong", "input_feeding": False}]
+    "order",
+    [
+        {"wiring": "bahdanau"},
+        {"wiring": "gnmt", "layers": 2},
+        {"wiring": "cgru"},
+        {"wiring": "luong", "input_feeding": False},
+    ],
 )
 def test_only_input_feeding_can_do_it(order: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="attention posterior"):

@@ -161,6 +161,31 @@ def test_wirings_are_the_equations_of_their_papers(choice: dict[str, Any]) -> No
 
 
 @torch.no_grad()
+def test_in_gnmt_the_bottom_layer_asks_and_every_layer_reads() -> None:
+    """Weights do not depend on what the layers above do, and what each layer does depends on what was read."""
+    model = model_of(wiring="gnmt", layers=3)
+    layers = model.decoder.get_submodule("wiring.recurrence.layers")
+
+    def outcome() -> tuple[Tensor, list[Tensor]]:
+        decoded, _ = model(SOURCE, LENGTHS, WORDS[:, :2])
+        assert decoded.weights is not None
+        memory, state = model.start(SOURCE, LENGTHS)
+        return decoded.weights, [layer.hidden for layer in model.step(WORDS[:, 0], memory, state)[2].layers]
+
+    weights, hidden = outcome()
+    for number, layer in enumerate(layers.children()):
+        recurrent: Any = layer.weight_recurrent
+        assert recurrent.size(1) == 6 + 4, "its own past, and the context of width 4"
+        kept = recurrent[:, 6:].clone()
+        recurrent[:, 6:] = 0.0
+        other, after = outcome()
+        recurrent[:, 6:] = kept
+        assert torch.equal(weights, other) == (number > 0)
+        changed = [not torch.equal(one, two) for one, two in zip(hidden, after, strict=True)]
+        assert changed == [n >= number for n in range(3)]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_ol3_without_its_columns_input_feeding_is_no_input_feeding(cell: str) -> None:
     feeding, plain = (model_of(wiring="luong", cell=cell, layers=2, input_feeding=feeds) for feeds in (True, False))
