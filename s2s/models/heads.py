@@ -227,3 +227,26 @@ class Mechanisms(Across):
     def set_update(self, update: int) -> None:
         for mechanism in self.mechanisms:
             mechanism.set_update(update)  # type: ignore[operator]
+
+
+class Heads(Attention):
+    """What several heads read, as one attention of a recurrent decoder (Chen et al. 2018)."""
+
+    def __init__(self, heads: Mechanisms) -> None:
+        super().__init__()
+        self.heads, self.context_size = heads, heads.size
+
+    def prepare(self, memory: Memory) -> Memory:
+        return memory._replace(keys=self.heads.read(memory))
+
+    def start(self, memory: Memory) -> Tree:
+        return self.heads.start(memory, memory.keys)
+
+    def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
+        """Weights are the mean over heads; where heads are wanted, the trace has those of each, (B, T, heads, S)."""
+        context, weights, state = self.heads(query, memory, memory.keys, state)
+        trace = {"heads": weights.transpose(1, 2)} if "heads" in memory.want else {}
+        return Attended(context, weights.mean(1), trace=trace), state
+
+    def set_update(self, update: int) -> None:
+        self.heads.set_update(update)

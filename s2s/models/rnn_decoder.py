@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Generic, Literal, Self, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ from s2s.models.cells import (
     WiringState,
     with_time,
 )
+from s2s.models.heads import Heads, Mechanisms
 from s2s.models.layers import Dropout
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
@@ -69,7 +70,9 @@ class RNNDecoder(Decoder):
         attended = whole.attended
         reread = attended.mixture is not None or self.attention.asks_gold
         unread = whole.unread if reread else None
-        return Decoded(whole.joined, unread, attended, attended.mixture, attended.weights), state
+        heads = attended.trace.get("heads")
+        heads = None if heads is None else heads.unsqueeze(2)  # of the one layer that there is to attention
+        return Decoded(whole.joined, unread, attended, attended.mixture, attended.weights, heads), state
 
     def _said(self, tokens: Tensor) -> Said | None:
         """What an attention that listens is told of ``tokens`` (B, T), which steps before them said; not of BOS."""
@@ -206,6 +209,9 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
     """Variational: one mask per sentence on what each layer reads of its own past (Gal & Ghahramani 2016)."""
     attention: A
     """The mechanism of attention."""
+    heads: Annotated[int, Field(ge=1)] = 1
+    """With more than one, each has an attention of its own over its own projections, ``size / heads`` wide, and what
+    they read is joined (Chen 2018)."""
 
     @property
     def feeds(self) -> bool:
@@ -225,10 +231,24 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
             raise ValueError("wiring cgru is two GRU cells: it needs cell: gru, layers: 1 and no recurrent_dropout")
         if self.wiring == "gnmt" and self.layers == 1:
             raise ValueError("wiring gnmt is about several layers; with one it is bahdanau")
+        if self.size % self.heads:
+            raise ValueError(f"heads {self.heads} does not divide size {self.size}")
+        if self.heads > 1 and self.attention.refusal_as_head():
+            raise ValueError(
+                f"heads {self.heads} needs an attention whose weights depend on the query and the source alone, such "
+                "as global; with heads 1 it can be any"
+            )
         reason = self.attention.refusal(self.wiring, self.feeds)
         if reason:
             raise ValueError(reason)
         return self
+
+    def _attention(self, memory_size: int) -> Attention:
+        build: Callable[[int, int], Attention] = self.attention.build  # type: ignore[attr-defined]
+        if self.heads == 1:
+            return build(self.size, memory_size)
+        width = self.size // self.heads
+        return Heads(Mechanisms(self.size, memory_size, self.heads, [build(width, width) for _ in range(self.heads)]))
 
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> RNNDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's. ValueError if the encoder leaves too little."""
@@ -238,7 +258,7 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
         rate = dropout if self.dropout is None else self.dropout
         output_rate = rate if self.output_dropout is None else self.output_dropout
         width = embedding.embedding_dim
-        attention: Attention = self.attention.build(self.size, encoder.size)  # type: ignore[attr-defined]
+        attention = self._attention(encoder.size)
         context = attention.context_size
         read_word = 0 if self.wiring == "luong" else width  # luong's state has just read the word
         readout = Readout(self.size, context, read_word, self.size, output_rate, self.readout)

@@ -234,6 +234,9 @@ def candidates() -> Iterator[Case]:
         yield recurrent(f"{cell}/start-{start}", deep, wiring="bahdanau", cell=cell, layers=2, start=start)
     yield recurrent("residual", BOTH_WAYS, wiring="luong", layers=3, residual=True)
     yield recurrent("variational", BOTH_WAYS, wiring="bahdanau", cell="lstm", layers=2, recurrent_dropout=0.3)
+    for wiring in ("luong", "luong-feeding", "gnmt"):
+        kind = "local-p" if wiring == "luong" else "global"
+        yield recurrent(f"{wiring}/heads", BOTH_WAYS, heads=2, attention={"kind": kind}, **WIRINGS[wiring])
     hybrid = recurrent("hybrid", STACKS["pre-sinusoidal"], wiring="luong", cell="lstm")
     yield Case(hybrid.name, {**hybrid.model, "embedding": SIZE})
     for options, places in _variants():
