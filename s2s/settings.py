@@ -7,6 +7,8 @@ can be chosen (an attention, an encoder, ...) derives from its kind below, has `
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -22,6 +24,11 @@ class Settings(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+
+def by_name(value: Any) -> Any:
+    """A bare name in the place of a mapping: that kind, with its defaults."""
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class AttentionSettings(Settings):

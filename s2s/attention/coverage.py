@@ -1,20 +1,22 @@
 """Coverage: a wrapper round another mechanism that remembers how much each word was attended to already.
 
     cov_t = sum_{t' < t} a_t'
-    e_tj  = v . tanh(W s_t + U h_j + w cov_tj)          the score of the mechanism inside
+    e_tj  = v . tanh(W s_t + U h_j + w C_tj)            the score of the mechanism inside, C = cov
     loss  = weight x sum_j min(a_tj, cov_tj)            at every target position, added to the likelihood's
 
 See et al. 2017, section 2.3 (their bias b inside the tanh is the one of a normed score). The first term tells the
 mechanism what it has read, the second punishes reading it again. w starts at zero, so that training begins with the
 mechanism inside as it is. The paper adds the loss for the last hundredth of the updates, and finds that from the start
-it is in the way: ``weight`` can be a ramp. Coverage joins the keys, which are inside the tanh: every other mechanism
-whose score is additive can be wrapped, with its own state, mixture and loss terms.
+it is in the way: ``weight`` can be a ramp. What the score is told can be more than the sum (Tu et al. 2016, who have no
+loss for it): see `s2s.attention.records`, where C is one number or several, and w a vector for each. Coverage joins the
+keys, which are inside the tanh: every other mechanism whose score is additive can be wrapped, with its own state,
+mixture and loss terms.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Generic, Literal, Self, TypeVar
+from typing import Annotated, Generic, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import AfterValidator, model_validator
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 
 from s2s.analysis.diagnostics import from_trace
 from s2s.attention.normalise import wide
+from s2s.attention.records import AnyRecord, Record, SumSettings
 from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.attention.scores import Additive, AdditiveSettings
 from s2s.interfaces import Attended, Attention, Gold, Memory, Told, Totals
@@ -40,48 +43,65 @@ REFUSED = {
 """Kinds that coverage makes no sense round, and why."""
 
 
-class Coverage(Attention):
-    """``inner`` with coverage in its additive score of width ``size``, and in the loss with ``weight``."""
+class CoverageState(NamedTuple):
+    """Where coverage stands."""
 
-    def __init__(self, inner: Attention, size: int, weight: float | Ramp) -> None:
+    covered: Tensor
+    """cov (B, S)."""
+    kept: Tree
+    """What the record keeps."""
+    inner: Tree
+    """The state of the mechanism inside."""
+
+
+class Coverage(Attention):
+    """``inner`` with a record in its additive score of width ``size``, and coverage in the loss with ``weight``."""
+
+    def __init__(self, inner: Attention, record: Record, size: int, weight: float | Ramp) -> None:
         super().__init__()
-        self.inner, self.schedule, self.weight = inner, weight, value_at(weight, 0)
+        self.inner, self.record, self.schedule, self.weight = inner, record, weight, value_at(weight, 0)
         self.context_size, self.asks_gold, self.draws = inner.context_size, inner.asks_gold, inner.draws
         self.listens = inner.listens
-        self.vector = nn.Parameter(torch.zeros(size))
+        self.vectors = nn.Parameter(torch.zeros(record.width, size))
 
     def prepare(self, memory: Memory) -> Memory:
-        return self.inner.prepare(memory)
+        prepared = self.inner.prepare(memory)
+        return prepared._replace(keys=(prepared.keys, self.record.prepare(memory)))
 
-    def start(self, memory: Memory) -> tuple[Tensor, Tree]:
-        return torch.zeros_like(wide(memory.values[..., 0])), self.inner.start(memory)  # (B, S)
+    def _inside(self, memory: Memory) -> Memory:
+        return memory._replace(keys=memory.keys[0])
 
-    def listen(self, told: Told, memory: Memory, state: Tree) -> tuple[Tensor | None, Tree]:
-        covered, inner = state
-        context, inner = self.inner.listen(told, memory, inner)
-        return context, (covered, inner)
+    def start(self, memory: Memory) -> CoverageState:
+        covered = torch.zeros_like(wide(memory.values[..., 0]))
+        return CoverageState(covered, self.record.start(memory), self.inner.start(self._inside(memory)))
 
-    def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
-        covered, inner = state
+    def listen(self, told: Told, memory: Memory, state: CoverageState) -> tuple[Tensor | None, Tree]:
+        context, inner = self.inner.listen(told, self._inside(memory), state.inner)
+        return context, state._replace(inner=inner)
+
+    def forward(self, query: Tensor, memory: Memory, state: CoverageState) -> tuple[Attended, Tree]:
+        (plain, prepared), (covered, kept, inner) = memory.keys, state
         steps: list[Attended] = []
         for one in query.unsqueeze(2).unbind(1):  # (B, 1, H)
-            keys = memory.keys + covered.unsqueeze(-1) * self.vector  # (B, S, A)
+            keys = plain + self.record.told(covered, kept, prepared) @ self.vectors  # (B, S, A)
             attended, inner = self.inner(one, memory._replace(keys=keys), inner)
             weights = attended.weights.squeeze(1)  # (B, S)
             again = torch.minimum(weights, covered).sum(-1, keepdim=True)  # (B, 1)
             steps.append(attended._replace(trace=attended.trace | {"again": again}))
-            covered = covered + weights
-        return join_time(steps), (covered, inner)
+            covered, kept = covered + weights, self.record.after(kept, weights, one, prepared)
+        return join_time(steps), CoverageState(covered, kept, inner)
 
     def penalties(self, attended: Attended, memory: Memory, gold: Gold) -> dict[str, Tensor]:
-        return self.inner.penalties(attended, memory, gold) | {"coverage": self.weight * attended.trace["again"]}
+        return self.inner.penalties(attended, self._inside(memory), gold) | {
+            "coverage": self.weight * attended.trace["again"]
+        }
 
     def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
-        return self.inner.statistics(attended, memory, gold)
+        return self.inner.statistics(attended, self._inside(memory), gold)
 
     def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
         """Those of the mechanism inside, and ``again``: the weight on words that were read already."""
-        return self.inner.diagnostics(attended, memory, real) | from_trace(attended, real, "again")
+        return self.inner.diagnostics(attended, self._inside(memory), real) | from_trace(attended, real, "again")
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.inner.after_update(totals)
@@ -105,6 +125,8 @@ class CoverageSettings(AttentionSettings, Generic[A]):
     """The mechanism; its score is additive."""
     weight: Annotated[float | Ramp, AfterValidator(_not_negative)] = 1.0
     """What reading again counts in the loss, beside the likelihood; a number, or a ramp."""
+    record: AnyRecord = SumSettings(kind="sum")
+    """What the score is told of the past of a position: sum, fertility or neural."""
 
     @property
     def reads_final(self) -> bool:
@@ -131,4 +153,5 @@ class CoverageSettings(AttentionSettings, Generic[A]):
     def build(self, query_size: int, memory_size: int) -> Coverage:
         inner: Attention = self.inner.build(query_size, memory_size)  # type: ignore[attr-defined]
         (score,) = (module for module in inner.modules() if isinstance(module, Additive))
-        return Coverage(inner, score.vector.numel(), self.weight)
+        record = self.record.build(query_size, memory_size)
+        return Coverage(inner, record, score.vector.numel(), self.weight)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import torch
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -26,7 +26,7 @@ from s2s.attention.normalise import masked_softmax
 from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.interfaces import Attended, Gold, Memory, Totals
 from s2s.products import of_rows
-from s2s.settings import Settings
+from s2s.settings import Settings, by_name
 
 # --- draws and contexts -----------------------------------------------------------------------------------------------
 
@@ -318,12 +318,8 @@ class EnumerateSettings(Settings):
         return Enumerate()
 
 
-def _by_name(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 AnyEstimator = Annotated[
     Annotated[ReinforceSettings | GumbelSettings | EnumerateSettings, Field(discriminator="kind")],
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 """An estimator's name, or a mapping with its ``kind`` and options."""

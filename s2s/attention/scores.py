@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2s.attention.normalise import wide
 from s2s.products import by_rows
-from s2s.settings import Settings
+from s2s.settings import Settings, by_name
 
 
 class Score(nn.Module, ABC):
@@ -201,15 +201,11 @@ class CosineSettings(Settings):
         return Cosine(query_size, memory_size, self.sharpness)
 
 
-def _by_name(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
 AnyScore = Annotated[
     Annotated[
         DotSettings | GeneralSettings | AdditiveSettings | LocationSettings | CosineSettings,
         Field(discriminator="kind"),
     ],
-    BeforeValidator(_by_name),
+    BeforeValidator(by_name),
 ]
 """A score's name, or a mapping with its ``kind`` and options."""

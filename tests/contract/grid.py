@@ -43,7 +43,11 @@ EXAMPLES: dict[str, list[Options]] = {
     ],
     "monotonic": [{}, {"evaluate": "expected"}],
     "mocha": [{}, {"window": 2, "evaluate": "expected"}],
-    "coverage": [{"inner": {"kind": "global", "score": "additive"}}],
+    "coverage": [
+        {"inner": {"kind": "global", "score": "additive"}},
+        {"inner": {"kind": "local-m", "window": 2, "score": "additive"}, "record": "fertility", "weight": 0.0},
+        {"inner": {"kind": "global", "score": "additive"}, "record": {"kind": "neural", "size": 3}},
+    ],
     "hard": [
         {"estimator": {"kind": "reinforce"}},
         {"estimator": {"kind": "reinforce", "baseline": "moving", "reward": "rest"}, "score": "dot", "entropy": 0.1},

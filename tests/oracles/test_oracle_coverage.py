@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from fixtures import memory_of, random, redrawn
-from formulas import Array, array, softmax
+from formulas import Array, array, sigma, softmax
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from s2s.attention.coverage import REFUSED, Coverage
 from s2s.attention.global_ import Global
 from s2s.attention.location_aware import LocationAware
+from s2s.attention.records import Fertility, Neural, Sum
 from s2s.attention.scores import Additive
 from s2s.config import AnyAttention
 from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
@@ -33,10 +35,10 @@ def built(redraw: bool = True, **options: Any) -> Attention:
     return redrawn(attention, 1.0) if redraw else attention.double().eval()
 
 
-def coverage(redraw: bool = True, weight: float = 1.0, **score: Any) -> Coverage:
+def coverage(redraw: bool = True, weight: float = 1.0, record: Any = "sum", **score: Any) -> Coverage:
     """Coverage round global attention with an additive score."""
     inner = {"kind": "global", "score": {"kind": "additive", **score}}
-    attention = built(redraw, kind="coverage", inner=inner, weight=weight)
+    attention = built(redraw, kind="coverage", inner=inner, weight=weight, record=record)
     assert isinstance(attention, Coverage)
     return attention
 
@@ -113,7 +115,7 @@ class Scripted(Attention):
 def test_oc1_nothing_is_covered_at_first_and_the_loss_is_bounded() -> None:
     attention = coverage()
     memory = source(attention)
-    covered, _ = attention.start(memory)
+    covered = attention.start(memory).covered
     assert covered.shape == memory.mask.shape and not covered.any()
     loss = penalty(attention, attend(attention, memory)[0], memory)
     assert loss.shape == (3, 4) and not loss[:, 0].any()
@@ -122,9 +124,9 @@ def test_oc1_nothing_is_covered_at_first_and_the_loss_is_bounded() -> None:
 
 @torch.no_grad()
 def test_oc2_fixture() -> None:
-    attention = Coverage(Scripted([[0.7, 0.3], [0.6, 0.4]]), 2, 1.0).double()
+    attention = Coverage(Scripted([[0.7, 0.3], [0.6, 0.4]]), Sum(), 2, 1.0).double()
     memory = attention.prepare(Memory(random(1, 2, M), torch.ones(1, 2, dtype=torch.bool), torch.tensor([2])))
-    found, _, (covered, _) = attend(attention, memory, random(1, 2, H))
+    found, _, (covered, *_) = attend(attention, memory, random(1, 2, H))
     np.testing.assert_allclose(array(penalty(attention, found, memory)), [[0.0, 0.9]], atol=1e-12)
     np.testing.assert_allclose(array(covered), [[1.3, 0.7]], atol=1e-12)
 
@@ -136,14 +138,14 @@ def test_oc3_without_its_vector_it_is_the_additive_score(normed: bool) -> None:
     assert isinstance(attention.inner, Global)
     memory = source(attention)
     different = attend(attention, memory)[1]
-    attention.vector.zero_()
+    attention.vectors.zero_()
     found, weights, _ = attend(attention, memory)
-    plain, expected, _ = attend(attention.inner, memory)
+    plain, expected, _ = attend(attention.inner, source(attention.inner))
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(found.context, plain.context)
     torch.testing.assert_close(different[:, :1], expected[:, :1])  # nothing was covered yet
     assert not torch.allclose(different[:, 1:], expected[:, 1:])
-    assert not coverage(redraw=False).vector.any()  # and so it begins
+    assert not coverage(redraw=False).vectors.any()  # and so it begins
 
 
 @torch.no_grad()
@@ -164,8 +166,8 @@ def test_the_mechanism_is_the_formula(options: dict[str, Any]) -> None:
     attention = coverage(weight=0.3, **options)
     scorer: Any = attention.inner.score
     memory = source(attention)
-    found, weights, (covered, _) = attend(attention, memory)
-    w_c, w, v = array(attention.vector), array(scorer.query.weight), array(scorer.vector)
+    found, weights, (covered, *_) = attend(attention, memory)
+    w_c, w, v = array(attention.vectors)[0], array(scorer.query.weight), array(scorer.vector)
     u = np.eye(M) if scorer.source is None else array(scorer.source.weight)
     bias = np.zeros(len(v)) if scorer.bias is None else array(scorer.bias)
     v = v if scorer.gain is None else float(scorer.gain) * v / np.sqrt((v**2).sum())
@@ -185,10 +187,61 @@ def test_the_mechanism_is_the_formula(options: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "record", ["fertility", {"kind": "fertility", "most": 5.0}, "neural", {"kind": "neural", "size": 2}]
+)
+def test_records_are_the_formulas_of_their_paper(record: Any) -> None:
+    """e_j = v . tanh(W s + U h_j + V C_j): C_j = cov_j / (N sigma(u . h_j)), or a GRU of its own for every position."""
+    attention = coverage(weight=0.3, record=record)
+    scorer: Any = attention.inner.score
+    own: Any = attention.record
+    memory = source(attention)
+    found, weights, _ = attend(attention, memory)
+    big_v, w, u, v = map(array, (attention.vectors, scorer.query.weight, scorer.source.weight, scorer.vector))
+    for row, length in enumerate(LENGTHS):
+        rows = array(memory.values[row, :length])
+        seen, units, exact = np.zeros(length), np.zeros((length, own.width)), np.zeros((4, length))
+        for t in range(4):
+            query, scores = array(QUERY[row, t]), np.zeros(length)
+            for j, h in enumerate(rows):
+                told = units[j]
+                if isinstance(own, Fertility):
+                    told = seen[j] / (own.most / (1 + np.exp(-array(own.project.weight) @ h)))
+                scores[j] = v @ np.tanh(w @ query + u @ h + told @ big_v)
+            exact[t] = softmax(scores)
+            seen = seen + exact[t]
+            for j, h in enumerate(rows):
+                if isinstance(own, Neural):
+                    d = own.width
+                    x = array(own.weight.weight)[:, 0] * exact[t][j] + array(own.memory.weight) @ h
+                    x = x + array(own.memory.bias) + array(own.query.weight) @ query
+                    past = array(own.past.weight) @ units[j] + array(own.past.bias)
+                    r, z = sigma(x[:d] + past[:d]), sigma(x[d : 2 * d] + past[d : 2 * d])
+                    units[j] = (1 - z) * np.tanh(x[2 * d :] + r * past[2 * d :]) + z * units[j]
+        np.testing.assert_allclose(array(weights[row, :, :length]), exact, atol=1e-12)
+        np.testing.assert_allclose(array(penalty(attention, found, memory)[row]), 0.3 * lost(exact), atol=1e-12)
+        assert not weights[row, :, length:].any()
+
+
+@torch.no_grad()
+def test_a_word_that_becomes_one_is_counted_as_it_is() -> None:
+    """With u = 0, Phi is N / 2: for N = 2 the weights are those of the plain sum."""
+    one, other = coverage(), coverage(record="fertility")
+    assert isinstance(other.record, Fertility)
+    for name, value in one.state_dict().items():
+        other.state_dict()[name].copy_(value)
+    different = attend(other, source(other))[1]
+    other.record.project.weight.zero_()
+    expected = attend(one, source(one))[1]
+    torch.testing.assert_close(attend(other, source(other))[1], expected)
+    assert not torch.allclose(different, expected)
+
+
+@torch.no_grad()
 def test_the_mechanism_inside_keeps_its_own_terms_and_is_told_everything() -> None:
     inner = Scripted([[0.7, 0.3], [0.6, 0.4]])
     inner.asks_gold = True
-    attention = Coverage(inner, 2, 0.5).double()
+    attention = Coverage(inner, Sum(), 2, 0.5).double()
     memory = attention.prepare(Memory(random(1, 2, M), torch.ones(1, 2, dtype=torch.bool), torch.tensor([2])))
     found, _, _ = attend(attention, memory, random(1, 2, H))
     terms = attention.penalties(found, memory, nobody)
@@ -204,8 +257,8 @@ def test_the_mechanism_inside_keeps_its_own_terms_and_is_told_everything() -> No
 
 
 def test_every_parameter_learns_from_the_contexts_and_from_the_loss() -> None:
-    for weight in (0.0, 1.0):
-        attention = coverage(weight=weight)
+    for weight, record in itertools.product((0.0, 1.0), ("sum", "fertility", "neural")):
+        attention = coverage(weight=weight, record=record)
         memory = source(attention)
         found, _, _ = attend(attention, memory)
         told = penalty(attention, found, memory).sum()
