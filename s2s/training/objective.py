@@ -14,6 +14,11 @@ Guided alignment (Chen et al. 2016) adds the cross entropy between given word li
 attention a, at the target positions that have a link:
 
     loss += weight x sum_ts (-A_ts log a_ts)
+
+R-Drop (Liang et al. 2021) reads a batch twice, under two draws of dropout, and lets the two distributions P and Q of
+each word come together; here it is half of the paper's sum, so that a token weighs what it weighs without it:
+
+    loss = 1/2 (loss_P + loss_Q) + weight x 1/4 (KL(P || Q) + KL(Q || P))
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from s2s.interfaces import PAD, Decoded, Decoder, Memory, Totals
 from s2s.settings import Settings
@@ -138,6 +144,31 @@ def guided_loss(weights: Tensor, links: Tensor, real: Tensor) -> Tensor:
     return -(links[linked].to(chosen.dtype) * chosen.clamp(min=1e-20).log()).sum()
 
 
+def divergence(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Sum over rows of KL(P || Q) + KL(Q || P), the softmaxes of two features (n, D) under weight (V, D) and bias (V,).
+
+    In nats, with gradient; never holds (n, V) at once.
+    """
+    rows = max(1, _BLOCK // weight.size(0))
+    parts = [
+        checkpoint(_divergence_of_rows, one, other, weight, bias, use_reentrant=False, preserve_rng_state=False)
+        for one, other in zip(torch.split(first, rows), torch.split(second, rows), strict=True)
+    ]
+    return torch.stack(parts).sum()
+
+
+def _divergence_of_rows(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    one, other = (nn.functional.linear(part, weight, bias) for part in (first, second))
+    return divergence_of_scores(one, other)
+
+
+def divergence_of_scores(first: Tensor, second: Tensor) -> Tensor:
+    """The same of two scores (n, V): sum_v (p_v - q_v) (log p_v - log q_v)."""
+    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
+    p, q = (part.to(wide).log_softmax(-1) for part in (first, second))
+    return ((p.exp() - q.exp()) * (p - q)).sum()
+
+
 class GuidedSettings(Settings):
     """Guided alignment: attention learns to point where given word links point (Chen et al. 2016)."""
 
@@ -154,6 +185,24 @@ class ObjectiveSettings(Settings):
     """Probability moved from the right word to the uniform distribution over the whole vocabulary."""
     guided: GuidedSettings | None = None
     """Teach the attention by the word links of data.train.links; null leaves it to itself."""
+    r_drop: Annotated[float, Field(ge=0.0)] = 0.0
+    """What it counts that two draws of dropout predict different words (Liang 2021); above 0 every batch is read twice.
+    It is the paper's alpha."""
+
+
+def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:
+    """Of two readings of a batch, with what it costs that they differ; statistics of both are counted."""
+    parts = {name: (part + second.parts[name]) / 2 for name, part in first.parts.items()}
+    return Sums(
+        (first.loss + second.loss) / 2 + apart,
+        (first.nll + second.nll) / 2,
+        first.tokens,
+        parts | {"r_drop": apart.detach()},
+        {
+            name: (total + second.statistics[name][0], count + second.statistics[name][1])
+            for name, (total, count) in first.statistics.items()
+        },
+    )
 
 
 class TrainingStep(nn.Module):
@@ -162,6 +211,7 @@ class TrainingStep(nn.Module):
     def __init__(self, model: nn.Module, settings: ObjectiveSettings) -> None:
         super().__init__()
         self.model, self.smoothing, self.guided = model, settings.label_smoothing, settings.guided
+        self.r_drop = settings.r_drop
 
     def guides(self, update: int) -> bool:
         """Whether word links are part of this update's loss."""
@@ -172,12 +222,21 @@ class TrainingStep(nn.Module):
 
         ``links`` (B, T, S), only where updates are guided: see `guided_loss`.
         """
-        words = target[:, :-1]
-        if links is None:
-            decoded, memory = self.model(source, lengths, words)
-        else:
-            decoded, memory = self.model(source, lengths, words, frozenset({"weights"}))
-        return self.measure(decoded, memory, target[:, 1:], links)
+        words, gold = target[:, :-1], target[:, 1:]
+        want = () if links is None else (frozenset({"weights"}),)
+        first: tuple[Decoded, Memory] = self.model(source, lengths, words, *want)
+        if not (self.r_drop and self.training):
+            return self.measure(*first, gold, links)
+        second: tuple[Decoded, Memory] = self.model(source, lengths, words, *want)
+        apart = self._divergence(first, second, gold != PAD) * self.r_drop / 4
+        return _mean(self.measure(*first, gold, links), self.measure(*second, gold, links), apart)
+
+    def _divergence(self, first: tuple[Decoded, Memory], second: tuple[Decoded, Memory], real: Tensor) -> Tensor:
+        decoder: Decoder = self.model.decoder  # type: ignore[assignment]
+        if first[0].mixture is not None:
+            return divergence_of_scores(decoder.logits(*first, real), decoder.logits(*second, real))
+        features = decoder.features(*first, real), decoder.features(*second, real)
+        return divergence(*features, decoder.output.weight, decoder.output.bias)
 
     def measure(self, decoded: Decoded, memory: Memory, gold: Tensor, links: Tensor | None = None) -> Sums:
         """The sums of what was decoded already, given the right words (B, T), PAD last."""
