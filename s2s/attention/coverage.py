@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from s2s.analysis.diagnostics import from_trace
 from s2s.attention.normalise import wide
 from s2s.attention.records import AnyRecord, Record, SumSettings
-from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.attention.scores import Additive, AdditiveSettings
 from s2s.interfaces import Attended, Attention, Gold, Memory, Told, Totals
+from s2s.schedules import Ramp, ends, value_at
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree, join_time
 

@@ -23,9 +23,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from s2s.attention.normalise import masked_softmax
-from s2s.attention.schedules import Ramp, ends, value_at
 from s2s.interfaces import Attended, Gold, Memory, Totals
 from s2s.products import of_rows
+from s2s.schedules import Ramp, ends, value_at
 from s2s.settings import Settings, by_name
 
 # --- draws and contexts -----------------------------------------------------------------------------------------------

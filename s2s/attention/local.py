@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from s2s.analysis.diagnostics import from_trace, summed
 from s2s.attention.global_ import read
 from s2s.attention.normalise import AnyFilter, Normaliser, normalise, renormalised, wide
-from s2s.attention.schedules import Ramp, ends, whole_at
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
 from s2s.interfaces import Attended, Attention, Memory, Totals
+from s2s.schedules import Ramp, ends, whole_at
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 

@@ -1,4 +1,4 @@
-"""Ramps: settings of a mechanism that change while it is trained, as functions of the update number alone."""
+"""Ramps: settings that change while a model is trained, as functions of the update number alone."""
 
 from __future__ import annotations
 
