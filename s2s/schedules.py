@@ -49,3 +49,10 @@ def whole_at(value: int | Ramp, update: int) -> int:
 def ends(value: float | Ramp) -> tuple[float, float]:
     """The values between which all of a ramp's lie; of a number itself, twice."""
     return (value.start, value.end) if isinstance(value, Ramp) else (value, value)
+
+
+def is_probability(value: float | Ramp) -> float | Ramp:
+    """The value itself. Raises ValueError where it is, or becomes, no probability."""
+    if min(ends(value)) < 0 or max(ends(value)) > 1:
+        raise ValueError("must be a probability, between 0 and 1, from start to end")
+    return value

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "s2s"
 FLOORS = {
-    1: "interfaces settings schedules tree products likelihood progress distributed failpoints machine errors strictjson "
-    "analysis evaluation",
+    1: "interfaces settings schedules tree products likelihood progress distributed failpoints machine errors "
+    "strictjson analysis evaluation",
     2: "attention models data configfile checkpoint",
     3: "search training export",
     4: "config",

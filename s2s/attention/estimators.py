@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from s2s.attention.normalise import masked_softmax
 from s2s.interfaces import Attended, Gold, Memory, Totals
 from s2s.products import of_rows
-from s2s.schedules import Ramp, ends, value_at
+from s2s.schedules import Ramp, ends, is_probability, value_at
 from s2s.settings import Settings, by_name
 
 # --- draws and contexts -----------------------------------------------------------------------------------------------
@@ -261,12 +261,6 @@ def _positive(value: float | Ramp) -> float | Ramp:
     return value
 
 
-def _chance(value: float | Ramp) -> float | Ramp:
-    if min(ends(value)) < 0 or max(ends(value)) > 1:
-        raise ValueError("must be a probability, between 0 and 1, from start to end")
-    return value
-
-
 class ReinforceSettings(Settings):
     """Sample a position and reward it with the likelihood of the right word (Williams 1992; Xu et al. 2015)."""
 
@@ -281,7 +275,7 @@ class ReinforceSettings(Settings):
     reward: Literal["word", "rest"] = "word"
     """What a choice earns: the likelihood of its own word; or of the rest of the sentence, which counts its effect on
     later words through what is fed back, with more noise."""
-    soft_mixing: Annotated[float | Ramp, AfterValidator(_chance)] = 0.5
+    soft_mixing: Annotated[float | Ramp, AfterValidator(is_probability)] = 0.5
     """Probability that a sentence is read softly instead of by samples; a number, or a ramp."""
 
     @model_validator(mode="after")

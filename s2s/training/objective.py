@@ -19,6 +19,9 @@ R-Drop (Liang et al. 2021) reads a batch twice, under two draws of dropout, and 
 each word come together; here it is half of the paper's sum, so that a token weighs what it weighs without it:
 
     loss = 1/2 (loss_P + loss_Q) + weight x 1/4 (KL(P || Q) + KL(Q || P))
+
+Scheduled sampling (Bengio et al. 2015, section 2.4) reads the sentence word by word: each word but the first is, with a
+probability that the update decides, one drawn from the model's own distribution; what is to be said stays what it was.
 """
 
 from __future__ import annotations
@@ -26,12 +29,14 @@ from __future__ import annotations
 from typing import Annotated, Any, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from s2s.interfaces import PAD, Decoded, Decoder, Memory, Totals
+from s2s.interfaces import BOS, NOTHING, PAD, Decoded, Decoder, Memory, Totals
+from s2s.schedules import Ramp, is_probability, value_at
 from s2s.settings import Settings
+from s2s.tree import join_time
 
 _BLOCK = 2**24
 """Scores (rows x V) that stand in memory at once, in the type of the products: 2048 tokens of 8000 words each."""
@@ -188,6 +193,9 @@ class ObjectiveSettings(Settings):
     r_drop: Annotated[float, Field(ge=0.0)] = 0.0
     """What it counts that two draws of dropout predict different words (Liang 2021); above 0 every batch is read twice.
     It is the paper's alpha."""
+    scheduled_sampling: Annotated[float | Ramp, AfterValidator(is_probability)] = 0.0
+    """Probability that a word read is the model's own instead of the right one (Bengio 2015); a number, or a ramp.
+    Above 0 every decoder goes step by step."""
 
 
 def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:
@@ -211,7 +219,13 @@ class TrainingStep(nn.Module):
     def __init__(self, model: nn.Module, settings: ObjectiveSettings) -> None:
         super().__init__()
         self.model, self.smoothing, self.guided = model, settings.label_smoothing, settings.guided
-        self.r_drop = settings.r_drop
+        self.r_drop, self.schedule = settings.r_drop, settings.scheduled_sampling
+        self.own_words = value_at(self.schedule, 0)
+
+    def set_update(self, update: int) -> None:
+        """Called before each update: schedules are functions of the update number alone."""
+        self.own_words = value_at(self.schedule, update)
+        self.model.decoder.set_update(update)  # type: ignore[union-attr, operator]
 
     def guides(self, update: int) -> bool:
         """Whether word links are part of this update's loss."""
@@ -223,13 +237,38 @@ class TrainingStep(nn.Module):
         ``links`` (B, T, S), only where updates are guided: see `guided_loss`.
         """
         words, gold = target[:, :-1], target[:, 1:]
-        want = () if links is None else (frozenset({"weights"}),)
-        first: tuple[Decoded, Memory] = self.model(source, lengths, words, *want)
+        want = NOTHING if links is None else frozenset({"weights"})
+        first = self._decoded(source, lengths, words, want)
         if not (self.r_drop and self.training):
             return self.measure(*first, gold, links)
-        second: tuple[Decoded, Memory] = self.model(source, lengths, words, *want)
+        second = self._decoded(source, lengths, words, want)
         apart = self._divergence(first, second, gold != PAD) * self.r_drop / 4
         return _mean(self.measure(*first, gold, links), self.measure(*second, gold, links), apart)
+
+    def _decoded(self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str]) -> tuple[Decoded, Memory]:
+        """Teacher forcing, or now and then with the model's own words."""
+        if not (self.own_words and self.training):
+            whole: tuple[Decoded, Memory] = self.model(source, lengths, words, want)
+            return whole
+        memory, state = self.model.start(source, lengths, want)  # type: ignore[operator]
+        token, *rest = words.split(1, 1)  # type: ignore[no-untyped-call]
+        decoded, state = self.model.decoder(token, memory, state)  # type: ignore[operator]
+        steps: list[Decoded] = [decoded]
+        for right in rest:
+            token = self._own_or_right(right, steps[-1], memory)
+            decoded, state = self.model.decoder(token, memory, state)  # type: ignore[operator]
+            steps.append(decoded)
+        return join_time(steps), memory
+
+    @torch.no_grad()
+    def _own_or_right(self, right: Tensor, decoded: Decoded, memory: Memory) -> Tensor:
+        """The word (B, 1) that is read next, drawn where the coin says so; padding stays."""
+        decoder: Decoder = self.model.decoder  # type: ignore[assignment]
+        scores = decoder.logits(decoded, memory, torch.ones_like(right, dtype=torch.bool)).float()
+        scores[:, [PAD, BOS]] = -torch.inf  # a translation has neither
+        own = torch.multinomial(scores.softmax(-1), 1)
+        replaced = (torch.rand(right.shape, device=right.device) < self.own_words) & (right != PAD)
+        return torch.where(replaced, own, right)
 
     def _divergence(self, first: tuple[Decoded, Memory], second: tuple[Decoded, Memory], real: Tensor) -> Tensor:
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]

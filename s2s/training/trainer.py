@@ -292,7 +292,7 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.step.train()
-        self.step.model.decoder.set_update(update)  # type: ignore[union-attr, operator]
+        self.step.set_update(update)
         own = self.world.own(group)
         batches = [self.data.batch(indices, state.epoch) for _, indices in own]
         tokens = sum(self.world.collect([int(batch.target_lengths.sum()) for batch in batches]))
