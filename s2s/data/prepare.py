@@ -352,21 +352,25 @@ class _Cache:
         rules = [asdict(files.rules), files.drop_repeats]
         kind = "valid" if files.key == "valid" else "data"
         folder = self.folder / f"{kind}-{_key(files.content, self.tokenizers.fingerprint, rules, others)}"
-        found = self._reopen(folder, files)
-        if found is None:
+        try:
+            corpus, counts = self._open(folder, files)
+        except (FileNotFoundError, DataError):
             with self._alone(folder):
-                found = self._reopen(folder, files) or self._make(folder, files, train)
-        corpus, counts = found
+                corpus, counts = self._reopen(folder, files) or self._make(folder, files, train)
         for note in [counts.summary(), *counts.warnings()]:
             self.notify(note)
         if shared := corpus.facts.get("shared"):
             self.notify(f"{files.name}: {shared} pairs are in the training data too")
         return corpus, counts
 
+    def _open(self, folder: Path, files: _Files) -> tuple[Corpus, PairCounts]:
+        corpus = shards.open_corpus(folder, self.digests)
+        return corpus, _counts(corpus.facts, files)
+
     def _reopen(self, folder: Path, files: _Files) -> tuple[Corpus, PairCounts] | None:
+        """What another process has made meanwhile; a corpus that is damaged is removed."""
         try:
-            corpus = shards.open_corpus(folder, self.digests)
-            return corpus, _counts(corpus.facts, files)
+            return self._open(folder, files)
         except FileNotFoundError:
             return None
         except DataError as error:
@@ -398,8 +402,7 @@ class _Cache:
             shutil.rmtree(parts, ignore_errors=True)
             raise
         shutil.rmtree(parts)
-        corpus = shards.open_corpus(folder, self.digests)
-        return corpus, _counts(corpus.facts, files)
+        return self._open(folder, files)
 
     def _make_parts(self, work: Work) -> None:
         """Make the parts that are not there yet."""

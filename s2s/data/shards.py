@@ -300,7 +300,12 @@ def open_corpus(folder: Path, describe: Callable[[Path], dict[str, Any]] = descr
 
     Raises FileNotFoundError if there is none, DataError if it is damaged.
     """
-    text = (folder / _META).read_bytes()
+    try:
+        text = (folder / _META).read_bytes()
+    except FileNotFoundError:
+        if any(folder.iterdir()):  # as a removal leaves it that was killed
+            raise DataError(folder, "is damaged: its description is missing", "remove it") from None
+        raise
     try:
         meta = json.loads(text)
         if meta["format"] != FORMAT:

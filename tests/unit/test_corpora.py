@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -491,3 +492,59 @@ def test_counts_of_parts_add_up() -> None:
     one_part.add(other)
     assert (one_part.pairs, one_part.kept, one_part.copies, one_part.source.lines) == (5, 3, 1, 5)
     assert (one_part.source.controls, one_part.target.blank, one_part.target.one_tab) == (1, 1, 2)
+
+
+# --- what a kill leaves -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_killed_removal_left_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder is removed file by file, its description perhaps first: what is left of it is no corpus."""
+    settings = one(files_of(tmp_path, some_pairs(20)))
+    first, _ = run(settings, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").glob("data-*")
+    (folder / "meta.json").unlink()
+    (folder / "lines.bin").unlink()
+    again, notes = run(settings, tmp_path / "cache")
+    assert f"{folder}: is damaged: its description is missing; the corpus is encoded again" in notes
+    assert again.train.text(3) == first.train.text(3) and len(again.train) == len(first.train)
+
+
+def test_a_part_that_a_killed_removal_left_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = one(files_of(tmp_path, some_pairs(20)))
+
+    def stopped(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(shards, "join", stopped)
+        run(settings, tmp_path / "cache")
+    (part,) = (tmp_path / "cache").glob(".data-*.parts/part-000000")
+    (part / "meta.json").unlink()
+    run(settings, tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob(".data-*.parts"))
+
+
+def test_a_damaged_corpus_is_removed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    """Another process may have mended it while this one waited: what it made must stay."""
+    import fcntl
+
+    settings = one(files_of(tmp_path, some_pairs(20)))
+    run(settings, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").glob("data-*")
+    (lock,) = (tmp_path / "cache").glob(".data-*.lock")
+    whole = tmp_path / "elsewhere"
+    shutil.copytree(folder, whole)
+    (folder / "source_text.bin").write_bytes(b"x")
+    notes: list[str] = []
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+
+        def notify(note: str) -> None:
+            notes.append(note)
+            if "waiting" in note:
+                shutil.rmtree(folder)
+                whole.rename(folder)
+                fcntl.flock(held, fcntl.LOCK_UN)
+
+        prepare(settings, WORDS, tmp_path / "cache", notify)
+    assert any("waiting" in note for note in notes) and not any("encoded again" in note for note in notes)
