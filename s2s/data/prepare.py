@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -357,6 +357,7 @@ class _Cache:
         except (FileNotFoundError, DataError):
             with self._alone(folder):
                 corpus, counts = self._reopen(folder, files) or self._make(folder, files, train)
+        self._tidy(folder)
         for note in [counts.summary(), *counts.warnings()]:
             self.notify(note)
         if shared := corpus.facts.get("shared"):
@@ -382,7 +383,7 @@ class _Cache:
     def _alone(self, folder: Path) -> Iterator[None]:
         """Of several processes that want the same corpus one makes it, and the others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / f".{folder.name}.lock").open("ab") as file:
+        with _lock_of(folder).open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -390,10 +391,19 @@ class _Cache:
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def _tidy(self, folder: Path) -> None:
+        """Remove what making a corpus has left, by a kill too, unless another process is making it just now."""
+        left = [*self.folder.glob(f".{folder.name}-*"), *self.folder.glob(_parts_of(folder).name)]
+        if left:
+            with suppress(OSError), _lock_of(folder).open("ab") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for path in left:
+                    shutil.rmtree(path)
+
     def _make(
         self, folder: Path, files: _Files, train: tuple[Sequence[_Files], AnyCorpus] | None
     ) -> tuple[Corpus, PairCounts]:
-        parts = self.folder / f".{folder.name}.parts"
+        parts = _parts_of(folder)
         work = Work(files.name, files.paths, files.indexes, files.signatures, files.rules, self.tokenizers, parts)
         try:
             self._make_parts(work)
@@ -401,7 +411,6 @@ class _Cache:
         except DataError:  # of files like these nothing can be made, so nobody will go on with the parts
             shutil.rmtree(parts, ignore_errors=True)
             raise
-        shutil.rmtree(parts)
         return self._open(folder, files)
 
     def _make_parts(self, work: Work) -> None:
@@ -454,6 +463,14 @@ class _Cache:
         vocabulary = max(self.tokenizers.source.size, self.tokenizers.target.size)
         files.require_unchanged(self.digests)
         shards.join(folder, parts, vocabulary=vocabulary, without=without, facts=facts)
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _parts_of(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.parts")
 
 
 def _counts(facts: dict[str, Any], files: _Files) -> PairCounts:

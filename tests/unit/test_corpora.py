@@ -548,3 +548,35 @@ def test_a_damaged_corpus_is_removed_by_one_process_at_a_time(tmp_path: Path) ->
 
         prepare(settings, WORDS, tmp_path / "cache", notify)
     assert any("waiting" in note for note in notes) and not any("encoded again" in note for note in notes)
+
+
+def test_nothing_that_a_kill_left_of_a_corpus_stays(tmp_path: Path) -> None:
+    """Of a joining that was not finished, and of a removal of the parts that was not."""
+    settings = one(files_of(tmp_path, some_pairs(20)))
+    run(settings, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").glob("data-*")
+    for again in (False, True):
+        for name in (f".{folder.name}-0123456789abcdef", f".{folder.name}.parts", f".data-{'f' * 32}.parts"):
+            (tmp_path / "cache" / name).mkdir(exist_ok=True)
+            (tmp_path / "cache" / name / "links.bin").write_bytes(b"x")
+        if again:
+            shutil.rmtree(folder)
+        run(settings, tmp_path / "cache")
+        left = {path.name for path in (tmp_path / "cache").glob(".data-*") if path.is_dir()}
+        assert left == {f".data-{'f' * 32}.parts"}  # another corpus, whose preparation may go on
+
+
+def test_what_another_process_is_making_is_left_alone(tmp_path: Path) -> None:
+    import fcntl
+
+    settings = one(files_of(tmp_path, some_pairs(20)))
+    run(settings, tmp_path / "cache")
+    (lock,) = (tmp_path / "cache").glob(".data-*.lock")
+    parts = lock.with_suffix(".parts")
+    parts.mkdir()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        run(settings, tmp_path / "cache")
+        assert parts.exists()
+    run(settings, tmp_path / "cache")
+    assert not parts.exists()
