@@ -232,6 +232,11 @@ class _Files:
         )
         self.drop_repeats = filtered and settings.drop_repeats
 
+    @property
+    def identity(self) -> list[Any]:
+        """All that, with the vocabularies, decides what is kept and how it is written."""
+        return [self.content, asdict(self.rules), self.drop_repeats]
+
     @cached_property
     def indexes(self) -> dict[str, LineIndex]:
         """Where the lines of each file are. Raises DataError where the files do not have the same number of them."""
@@ -348,10 +353,9 @@ class _Cache:
         self, files: _Files, train: tuple[Sequence[_Files], AnyCorpus] | None = None
     ) -> tuple[Corpus, PairCounts]:
         """Encode a corpus or find it. ``train`` is what it should have no pair in common with."""
-        others = None if train is None else [one.content for one in train[0]]
-        rules = [asdict(files.rules), files.drop_repeats]
+        others = None if train is None else [one.identity for one in train[0]]
         kind = "valid" if files.key == "valid" else "data"
-        folder = self.folder / f"{kind}-{_key(files.content, self.tokenizers.fingerprint, rules, others)}"
+        folder = self.folder / f"{kind}-{_key(files.identity, self.tokenizers.fingerprint, others)}"
         try:
             corpus, counts = self._open(folder, files)
         except (FileNotFoundError, DataError):

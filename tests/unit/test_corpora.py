@@ -580,3 +580,15 @@ def test_what_another_process_is_making_is_left_alone(tmp_path: Path) -> None:
         assert parts.exists()
     run(settings, tmp_path / "cache")
     assert not parts.exists()
+
+
+# --- what a cache must not be taken for -------------------------------------------------------------------------------
+
+
+def test_what_valid_shares_follows_the_filters_of_training(tmp_path: Path) -> None:
+    pairs = [("short", "one two three four"), *((f"a{number}", f"b{number}") for number in range(9))]
+    valid = files_of(tmp_path / "valid", pairs[:2])
+    files = files_of(tmp_path / "train", pairs), PairFiles(source=valid.source, target=valid.target)
+    for ratio, shared in ((None, 2), (2.0, 1), (None, 2)):
+        _, notes = run(one(files[0], valid=files[1], max_ratio=ratio), tmp_path / "cache", tokenizers=None)
+        assert notes[-1] == f"valid: {shared} pairs are in the training data too"
