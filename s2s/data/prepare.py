@@ -173,7 +173,7 @@ def prepare(
         _Files("test", "test", settings.test, settings, digests, False)
     digests.save()
     if tokenizers is None:
-        tokenizers = _tokenizers(learned_from, tokenizer_settings, folder, notify)
+        tokenizers = _tokenizers(learned_from, tokenizer_settings, folder, digests, notify)
     for files in learned_from:
         files.require_tag(tokenizers)
     cached = _Cache(folder, tokenizers, notify, digests, jobs)
@@ -310,7 +310,11 @@ class _Texts:
 
 
 def _tokenizers(
-    corpora: Sequence[_Files], settings: SentencePieceSettings | WhitespaceSettings, cache: Path, notify: Notify
+    corpora: Sequence[_Files],
+    settings: SentencePieceSettings | WhitespaceSettings,
+    cache: Path,
+    digests: Digests,
+    notify: Notify,
 ) -> Tokenizers:
     rules = [asdict(files.rules) for files in corpora]
     content = [[files.content[side]["sha256"] for side in ("source", "target")] for files in corpora]
@@ -328,6 +332,8 @@ def _tokenizers(
     limit = settings.learn_from if isinstance(settings, SentencePieceSettings) else None
     tags = sorted({files.rules.tag for files in corpora if files.rules.tag is not None})
     tokenizers = tokenizer.train(settings, _Texts(corpora, limit), lines.append, tags)
+    for files in corpora:
+        files.require_unchanged(digests)
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(warnings, json.dumps(lines).encode())
     tokenizer.save(tokenizers, folder)

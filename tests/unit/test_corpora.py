@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from s2s.data import digests, encode, shards
+from s2s.data import digests, encode, shards, tokenizer
 from s2s.data import prepare as preparation
 from s2s.data.batches import BatchSettings, Mixture, collate, plan_epoch
 from s2s.data.corpora import Corpora
@@ -28,6 +28,7 @@ from s2s.data.shards import Example
 from s2s.data.text import PairCounts, StretchReader, TextCounts, index_lines, last_line, sample
 from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
 from s2s.errors import DataError, SystemRefused
+from s2s.interfaces import UNK
 
 WORDS = WhitespaceSettings()
 
@@ -592,3 +593,22 @@ def test_what_valid_shares_follows_the_filters_of_training(tmp_path: Path) -> No
     for ratio, shared in ((None, 2), (2.0, 1), (None, 2)):
         _, notes = run(one(files[0], valid=files[1], max_ratio=ratio), tmp_path / "cache", tokenizers=None)
         assert notes[-1] == f"valid: {shared} pairs are in the training data too"
+
+
+def test_vocabularies_of_a_text_that_changed_meanwhile_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(tmp_path, some_pairs(40))
+    path, original = Path(files.source), Path(files.source).read_bytes()
+    train = tokenizer.train
+
+    def meddling(*arguments: Any) -> Any:
+        path.write_bytes(original.replace(b"w", b"W"))
+        return train(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="changed while it was read"):
+        patched.setattr(tokenizer, "train", meddling)
+        run(one(files), tmp_path / "cache")
+    path.write_bytes(original)
+    prepared, _ = run(one(files), tmp_path / "cache")
+    assert UNK not in prepared.tokenizers.source.encode("w1 w2 end")
