@@ -59,9 +59,10 @@ class Digests:
         return found
 
     def save(self) -> None:
-        """Keep what was found out, less what is about files that are gone. Raises OSError."""
+        """Keep what was found out, less what is about files that cannot be seen any more. Raises OSError."""
         if self._changed:
-            kept = {name: entry for name, entry in self._known.items() if Path(name).exists()}
+            # Path.exists raises where a folder may not be looked into, such as another user's.
+            kept = {name: entry for name, entry in self._known.items() if os.path.exists(name)}  # noqa: PTH110
             self._path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(self._path, json.dumps(kept, indent=0).encode() + b"\n")
             self._changed = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -612,3 +613,18 @@ def test_vocabularies_of_a_text_that_changed_meanwhile_are_not_kept(
     path.write_bytes(original)
     prepared, _ = run(one(files), tmp_path / "cache")
     assert UNK not in prepared.tokenizers.source.encode("w1 w2 end")
+
+
+def test_digests_of_files_that_cannot_be_looked_at_any_more_are_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a cache of several users: the folder of another one is closed."""
+    monkeypatch.setattr(digests, "_is_settled", lambda changed, now: True)
+    entry = {"bytes": 1, "sha256": "x", "signature": [1, 2, 3, 4]}
+    (tmp_path / "digests.json").write_text(json.dumps({f"/{'n' * 300}": entry}), encoding="utf-8")  # ENAMETOOLONG
+    path = tmp_path / "text"
+    path.write_bytes(b"one")
+    known = Digests(tmp_path)
+    known(path)
+    known.save()
+    assert list(json.loads((tmp_path / "digests.json").read_bytes())) == [os.path.realpath(path)]
