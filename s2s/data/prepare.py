@@ -255,7 +255,10 @@ class _Files:
         return found
 
     def texts(self, number: int) -> Iterator[tuple[str, str]]:
-        """The usable pairs of so many lines, spread over the files, without tags. Raises DataError."""
+        """The usable pairs of so many lines, spread over the files, without tags; of a few lines there may be none.
+
+        Raises DataError, also where no pair of the whole corpus is usable.
+        """
         lines = self.indexes["source"].lines
         counts = PairCounts(name=self.name, max_length=self.rules.max_length)
         source, target = (
@@ -266,8 +269,9 @@ class _Files:
         for pair in usable_pairs(sides, sample(lines, number), counts):
             if not (self.rules.drop_copies and pair.source == pair.target):
                 yield pair.source, pair.target
-        counts.pairs = counts.source.lines
-        counts.require_some()
+        if number >= lines:
+            counts.pairs = counts.source.lines
+            counts.require_some()
 
     def require_tag(self, tokenizers: Tokenizers) -> None:
         """Raises DataError unless the tag is one piece."""

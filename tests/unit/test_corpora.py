@@ -628,3 +628,17 @@ def test_digests_of_files_that_cannot_be_looked_at_any_more_are_let_go(
     known(path)
     known.save()
     assert list(json.loads((tmp_path / "digests.json").read_bytes())) == [os.path.realpath(path)]
+
+
+# --- samples and counts -----------------------------------------------------------------------------------------------
+
+
+def test_a_sample_without_a_usable_pair_is_no_reason_to_refuse_a_corpus(tmp_path: Path) -> None:
+    """A small corpus beside a large one gives one line to the sample, which may be blank."""
+    large = [(f"a{number}", f"b{number}") for number in range(200)]
+    small = [(f"c{number}", f"d{number}") for number in range(5)]
+    small[next(sample(5, 1)) - 1] = ("", "")
+    corpora = files_of(tmp_path / "large", large), files_of(tmp_path / "small", small)
+    settings = SentencePieceSettings(model="char", learn_from=40)
+    prepared, _ = run(DataSettings(train=corpora), tmp_path / "cache", settings)
+    assert [counts.kept for counts in prepared.counts] == [200, 4]
