@@ -464,7 +464,7 @@ class _Cache:
         counts.repeats = int(repeats.sum())
         without = None
         if files.drop_repeats:
-            # A pair that repeats an earlier one is a copy of itself if that one is.
+            counts.copies -= shards.copies(parts, repeats, files.rules.tag)
             counts.kept, counts.repeated, counts.repeats, without = (
                 counts.kept - counts.repeats,
                 counts.repeats,

@@ -226,6 +226,19 @@ def repeated(parts: Sequence[Path]) -> NDArray[np.bool_]:
     return result
 
 
+def copies(parts: Sequence[Path], among: NDArray[np.bool_], tag: str | None) -> int:
+    """Of the pairs of all parts ``among`` (n,) bool, how many have equal sides, the ``tag`` of the source left off."""
+    front = "" if tag is None else f"{tag} "
+    found = 0
+    for corpus, rest in _parts(parts, among):
+        if rest is not None:
+            source, target = (np.diff(corpus.rows(name)[1]) for name in _TEXTS)
+            alike = ~rest & (source == target + len(front.encode()))  # few, so that few are decoded
+            texts = (corpus.text(int(index)) for index in np.flatnonzero(alike))
+            found += sum(first.removeprefix(front) == second for first, second in texts)
+    return found
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 

@@ -642,3 +642,15 @@ def test_a_sample_without_a_usable_pair_is_no_reason_to_refuse_a_corpus(tmp_path
     settings = SentencePieceSettings(model="char", learn_from=40)
     prepared, _ = run(DataSettings(train=corpora), tmp_path / "cache", settings)
     assert [counts.kept for counts in prepared.counts] == [200, 4]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("tag", [None, "<x>"])
+def test_copies_are_counted_without_the_repeats_that_were_left_out(tmp_path: Path, tag: str | None) -> None:
+    pairs = [("same", "same")] * 12 + [("own", "own")] + [(f"a{number}", f"b{number}") for number in range(14)] * 2
+    files = files_of(tmp_path, pairs, tag=tag)
+    for repeats, copies in ((True, 2), (False, 13)):
+        prepared, notes = run(DataSettings(train=(files,), drop_repeats=repeats), tmp_path / "cache")
+        assert prepared.counts[0].copies == copies
+        told = f"data.train.0: the source equals the target in {copies} of the {len(prepared.train)} pairs"
+        assert told in notes
