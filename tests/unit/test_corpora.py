@@ -654,3 +654,10 @@ def test_copies_are_counted_without_the_repeats_that_were_left_out(tmp_path: Pat
         assert prepared.counts[0].copies == copies
         told = f"data.train.0: the source equals the target in {copies} of the {len(prepared.train)} pairs"
         assert told in notes
+
+
+def test_shares_of_any_temperature(tmp_path: Path) -> None:
+    pairs = [(f"a{number}", f"b{number}") for number in range(90)]
+    corpora = files_of(tmp_path / "1", pairs), files_of(tmp_path / "2", pairs[:40])
+    mixture = run(DataSettings(train=corpora, temperature=0.001), tmp_path / "cache")[0].mixture
+    assert mixture is not None and mixture.shares == pytest.approx([1.0, (4 / 9) ** 1000])
