@@ -245,7 +245,7 @@ def _share(work: Work, parts: Sequence[int], workers: Sequence[_Worker], done: C
 def _serve(work: Work, connection: Connection) -> None:
     """The life of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it hears of it too
-    encoder = Encoder(work)
+    encoder: Encoder | None = None
     while True:
         try:
             part = connection.recv()
@@ -253,6 +253,7 @@ def _serve(work: Work, connection: Connection) -> None:
             return
         result: Exception | None = None
         try:
+            encoder = encoder or Encoder(work)
             encoder(part)
         except Exception as error:  # the process that asked is told, and raises it
             result = error

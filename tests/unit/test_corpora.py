@@ -661,3 +661,20 @@ def test_shares_of_any_temperature(tmp_path: Path) -> None:
     corpora = files_of(tmp_path / "1", pairs), files_of(tmp_path / "2", pairs[:40])
     mixture = run(DataSettings(train=corpora, temperature=0.001), tmp_path / "cache")[0].mixture
     assert mixture is not None and mixture.shares == pytest.approx([1.0, (4 / 9) ** 1000])
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_file_that_is_gone_when_it_is_encoded_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    files = files_of(tmp_path, some_pairs(40))
+    encoding = encode.encode
+
+    def gone(*arguments: Any) -> None:
+        Path(files.source).unlink()
+        encoding(*arguments)
+
+    monkeypatch.setattr(preparation, "encode", gone)
+    with pytest.raises(DataError, match=r"train\.s: no such file"):
+        run(one(files), tmp_path / "cache", jobs=jobs)
