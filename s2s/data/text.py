@@ -331,7 +331,9 @@ def sample(lines: int, number: int) -> Iterator[int]:
 
     Which one is a function of the two numbers and of the stretch, the same on every machine.
     """
-    number = min(lines, number)
+    if number >= lines:
+        yield from range(1, lines + 1)
+        return
     for stretch in range(number):
         first, end = stretch * lines // number, (stretch + 1) * lines // number
         digest = blake2b(f"{lines} {number} {stretch}".encode(), digest_size=8).digest()
