@@ -38,6 +38,8 @@ _SPACE = "▁"  # U+2581, how SentencePiece writes the space before a word
 _CONTROL = (PAD, BOS, EOS)
 _UNKNOWN_PENALTY = 10.0  # how much less likely than the rarest piece an unknown character is, as in SentencePiece
 
+_LONG_WORD = 20  # characters, beyond which a word's lattice is not kept
+
 Model = Literal["bpe", "unigram", "char", "word"]
 
 
@@ -138,8 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._pieces = [*RESERVED, *(self._model.id_to_piece(index) for index in learned)]
         self._ids = {self._pieces[index]: index for index in learned}
         scores = {self._pieces[index]: self._model.get_score(index) for index in learned}
-        # A lattice is a function of its word, and words come again and again.
-        self._lattice = lru_cache(maxsize=1 << 16)(_lattices(scores))
+        self._lattice = _remembered(_lattices(scores))
 
     def __reduce__(self) -> tuple[Any, ...]:  # so that one process can hand it to another
         return SentencePieceTokenizer, (self.data, self.kind, sorted(self.tags))
@@ -285,6 +286,16 @@ def _lattices(scores: Mapping[str, float]) -> Callable[[str, float], Lattice]:
         return result
 
     return lattice
+
+
+def _remembered(lattice: Callable[[str, float], Lattice]) -> Callable[[str, float], Lattice]:
+    """The same function, which does not work out again what it found for a word, since words come again and again.
+
+    What it holds is bounded: a long word, such as a sentence without spaces, takes as much as many others, and hardly
+    comes again.
+    """
+    known = lru_cache(maxsize=1 << 16)(lattice)
+    return lambda word, alpha: (known if len(word) <= _LONG_WORD else lattice)(word, alpha)
 
 
 def _draw_path(word: str, lattice: Lattice, draw: Draw) -> list[str]:

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,6 +292,19 @@ def test_unigram_sampling_has_the_probabilities_of_the_model() -> None:
         assert found == {
             pieces: pytest.approx(math.exp(alpha * each) / total, abs=0.03) for pieces, each in sums.items()
         }
+
+
+def test_sampling_sentences_without_spaces_holds_none_of_them() -> None:
+    """As in Chinese, where each is one long word and hardly comes twice."""
+    learned = sentencepiece("unigram").source
+    characters = "".join({character for pair in PAIRS for text in pair for character in text if character.isalpha()})
+    generator = random.Random(1)
+    tracemalloc.start()
+    for _ in range(100):
+        learned.encode_sampled("".join(generator.choices(characters, k=200)), SamplingSettings(), generator)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 500_000  # bytes; all lattices together have some millions
 
 
 def test_the_same_in_every_process() -> None:
