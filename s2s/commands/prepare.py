@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,8 @@ def prepare(config_path: Path, overrides: Sequence[str] = (), run_directory: Pat
     print(_table(prepared.counts))
     lines, seconds = sum(counts.pairs for counts in prepared.counts), time.monotonic() - began
     say(f"prepared: {lines:,} lines in {seconds:.1f} s ({lines / seconds:,.0f} lines/s), {_sizes(prepared)}")
-    say(f"next: s2s train --config {config_path}")
+    where = [] if run_directory is None else ["--run-dir", str(run_directory)]
+    say(f"next: {shlex.join(['s2s', 'train', '--config', str(config_path), *where, *overrides])}")
 
 
 def cache_of(run: Path) -> Path:

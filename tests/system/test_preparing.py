@@ -46,6 +46,14 @@ def test_a_training_takes_over_what_was_prepared(
     assert encoded(tmp_path / ".cache") == prepared
 
 
+def test_the_next_command_trains_on_what_was_prepared(project: Path, tmp_path: Path, cli: Cli) -> None:
+    """With the options that say where that is, and quoted for a shell."""
+    run = tmp_path / "my run"
+    outcome = cli(*prepare_arguments(project, run, "data.max_length=50"))
+    config = project / "rnn.yaml"
+    assert f"next: s2s train --config {config} --run-dir '{run}' data.max_length=50" in outcome.err
+
+
 def test_a_killed_preparation_goes_on(project: Path, tmp_path: Path, cli: Cli, warm: Warm) -> None:
     killed = warm.start(prepare_arguments(project, tmp_path / "run"), "prepare.part:kill9").wait()
     assert killed.code == -9 and list((tmp_path / ".cache").glob(".data-*.parts/part-000000"))
