@@ -47,7 +47,7 @@ from s2s.settings import Settings
 Notify = Callable[[str], None]
 Fingerprint = dict[str, dict[str, Any]]
 
-_PART = 1 << 16  # lines of a part
+_PART = 1 << 16  # lines of a part; with another number shards.FORMAT changes, or a kill's old parts would be joined
 
 
 class PairFiles(Settings):
