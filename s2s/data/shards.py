@@ -329,6 +329,15 @@ def open_corpus(folder: Path, describe: Callable[[Path], dict[str, Any]] = descr
             # What is no regular file, such as a pipe, is not even opened: it could make us wait for ever.
             if not (folder / name).is_file() or describe(folder / name) != description:
                 raise DataError(folder / name, "is damaged: its content is not what was written", "remove the folder")
-        return Corpus(folder, meta)
+        corpus = Corpus(folder, meta)
+        if not _fits(corpus):
+            raise DataError(folder, "is damaged: its description does not fit its columns", "remove it")
+        return corpus
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OSError) as error:
         raise DataError(folder, f"is damaged: {error}", "remove it") from error
+
+
+def _fits(corpus: Corpus) -> bool:
+    """Whether all columns have as many rows as the description says, which has no checksum itself."""
+    rows = (len(starts) == len(corpus) + 1 and starts[-1] == len(values) for values, starts in map(corpus.rows, _ROWS))
+    return all(rows) and all(len(corpus.column(name)) == len(corpus) for name in _NUMBERS)

@@ -106,6 +106,17 @@ def test_broken_description(tmp_path: Path, text: str) -> None:
         shards.open_corpus(tmp_path)
 
 
+@pytest.mark.parametrize(("key", "value"), [("pairs", 1), ("pairs", 99), ("ids", "<i4")])
+def test_a_description_of_something_else(tmp_path: Path, key: str, value: object) -> None:
+    """It alone has no checksum: fewer pairs than there are would be lost without a word."""
+    shards.write(tmp_path / "c", EXAMPLES, vocabulary=65536)
+    meta = json.loads((tmp_path / "c" / "meta.json").read_bytes())
+    assert meta[key] != value
+    (tmp_path / "c" / "meta.json").write_text(json.dumps(meta | {key: value}))
+    with pytest.raises(DataError, match="is damaged: its description does not fit"):
+        shards.open_corpus(tmp_path / "c")
+
+
 def test_other_format_and_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         shards.open_corpus(tmp_path)
