@@ -81,7 +81,8 @@ def learn(config: Config) -> tuple[Learned, float]:
         (sums.loss / sums.tokens).backward()
         nn.utils.clip_grad_norm_(step.parameters(), 1.0)
         optimizer.step()
-        step.model.decoder.after_update({name: (float(total), float(count)) for name, (total, count) in sums.statistics.items()})
+        totals = {name: (float(total), float(count)) for name, (total, count) in sums.statistics.items()}
+        step.model.decoder.after_update(totals)
         if update % LOOK_EVERY == 0:
             found = measured(step)
             if found.nll < enough and found.right:

@@ -180,7 +180,7 @@ def test_without_links_weights_are_not_asked_for() -> None:
     step = guided(Listener())
     step(SOURCE, LENGTHS, TARGET)
     step(SOURCE, LENGTHS, TARGET, links())
-    assert wanted == [(), (frozenset({"weights"}),)]
+    assert wanted == [(frozenset(),), (frozenset({"weights"}),)]
 
 
 def test_guiding_may_end() -> None:
