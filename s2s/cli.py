@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from s2s import __version__
-from s2s.errors import ConfigError, S2SError, SystemRefused, UsageError
+from s2s.errors import ConfigError, S2SError, UsageError, refusal
 from s2s.machine import keep_freed_memory
 from s2s.progress import say
 
@@ -533,7 +533,7 @@ def run(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if os.environ.get("S2S_TRACEBACK"):
             traceback.print_exc()
-        return _fail(SystemRefused(error.filename or "", error.strerror or str(error)))
+        return _fail(refusal(error))
     except Exception as error:
         if hasattr(error, "format_message"):  # what the command line parser raises for a wrong command
             say(f"s2s: error: {error.format_message()}")

@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import zip_longest
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from s2s.errors import ConfigError, S2SError, SystemRefused
+from s2s.errors import ConfigError, S2SError, SystemRefused, refusal
 
 T = TypeVar("T")
 
@@ -168,9 +168,12 @@ class World:
         key = f"once/{self._turn}"
         if self.first:
             try:
-                self._store.set(key, json.dumps({"result": work()}))
+                answer = json.dumps({"result": work()})
+                with self._together():
+                    self._store.set(key, answer)
             except BaseException as error:
-                self._store.set(key, json.dumps({"failed": _words(error)}))
+                with suppress(RuntimeError):  # where nobody is left to hear of it, it is still what must be told
+                    self._store.set(key, json.dumps({"failed": _words(error)}))
                 raise
         with self._together():
             while not self._store.check([key]):
@@ -205,22 +208,27 @@ class World:
         try:
             yield
         except S2SError as error:
-            error.told = error.told or not self._speaks()
+            error.told = not self._speaks(error.told)
             raise
+        except OSError as error:
+            refused = refusal(error)
+            refused.told = not self._speaks(told=False)
+            raise refused from error
 
-    def _speaks(self) -> bool:
-        """Whether this is the first process that failed."""
+    def _speaks(self, told: bool) -> bool:
+        """Whether this process, which ends with a failure, is the first of those that were not told of one."""
         if self._store is None:
-            return True
+            return not told
         try:
-            place: int = self._store.add("failures", 1)
+            speaks: bool = not told and self._store.add("failures", 1) == 1
+            self._store.add("gone", 1)
             if self.first and not torch_distributed.is_torchelastic_launched():  # the store goes with this process
                 end = time.monotonic() + _FAREWELL
-                while self._store.add("failures", 0) < self.size and time.monotonic() < end:
+                while self._store.add("gone", 0) < self.size and time.monotonic() < end:
                     time.sleep(_LOOK)
         except RuntimeError:  # its keeper is gone
-            return True
-        return place == 1
+            return not told
+        return speaks
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -297,6 +305,8 @@ def _number(name: str, least: int) -> int:
 
 def _words(error: BaseException) -> Mapping[str, Any]:
     """What the other processes are told of an error."""
+    if isinstance(error, OSError):
+        error = refusal(error)
     if isinstance(error, S2SError):
         return {"code": error.code, "where": error.where, "what": error.what, "todo": error.todo}
     return {"code": 1, "where": "", "what": f"process 0 failed: {error!r}", "todo": ""}

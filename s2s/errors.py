@@ -73,6 +73,11 @@ class SystemRefused(S2SError):
     code = 6
 
 
+def refusal(error: OSError) -> SystemRefused:
+    """What the system said, as what we say."""
+    return SystemRefused(error.filename or "", error.strerror or str(error))
+
+
 class RunInUse(S2SError):
     """Another process holds the run directory."""
 
