@@ -275,12 +275,12 @@ def expected_moments(
 
 
 def restore(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put a checkpoint's moments back."""
-    by_parameter: dict[str, dict[str, Tensor]] = {}
+    """Put a checkpoint's moments back, each on the device where the optimizer keeps it."""
+    known = names(model)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {known[id(parameter)]: number for number, parameter in enumerate(parameters)}
+    by_number: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         moment, _, parameter = name.partition("/")
-        by_parameter.setdefault(parameter, {})[moment] = value
-    known = names(model)
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            optimizer.state[parameter] = dict(by_parameter.get(known[id(parameter)], {}))
+        by_number.setdefault(numbers[parameter], {})[moment] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": by_number})

@@ -190,6 +190,28 @@ def test_moments_put_back_continue_the_same(kind: str) -> None:
     assert torch.equal(found, whole)
 
 
+@pytest.mark.parametrize(("kind", "counter"), [("adam", "meta"), ("adamw", "meta"), ("adadelta", "cpu")])
+def test_moments_go_where_their_parameters_are(kind: str, counter: str) -> None:
+    """A checkpoint is read into the memory of the machine, and the model may be on a GPU: here, on another device.
+
+    A fused step counts its updates where it computes, another one on the CPU.
+    """
+    layer = nn.Linear(3, 2)
+    optimizer = rule(kind=kind).build(layer)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    kept = {name: one.clone() for name, one in moments(optimizer, layer).items()}
+    layer.to("meta")  # gives it other parameters
+    optimizer.state.clear()
+    optimizer.param_groups[0]["params"], optimizer.param_groups[1]["params"] = [layer.weight], [layer.bias]
+    restore(optimizer, layer, kept)
+    found = moments(optimizer, layer)
+    assert found.keys() == kept.keys()
+    for name, one in found.items():
+        assert (one.device.type, one.dtype) == (counter if name.startswith("step/") else "meta", torch.float32), name
+        assert one.shape == kept[name].shape
+
+
 @pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": -1.0}, {"lr": math.inf}, {"beta1": 1.0}, {"clip": 0.0}])
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
