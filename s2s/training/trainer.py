@@ -234,6 +234,7 @@ class Trainer:
         self.model: nn.Module = step.model
         self.average = Average(self.model, settings.ema) if settings.ema is not None else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.scaler.scale(torch.zeros((), device=self.device))  # has a scale from now on, even without a batch to come
         self.run_directory, self.checkpoints, self.metrics = run, checkpoints, metrics
         self.validate, self.facts, self.state = validate, facts, TrainingState()
         self.signals, self.world, self.view = signals, world, view
@@ -306,6 +307,7 @@ class Trainer:
             loss, nll = values["loss"] / tokens, values["nll"] / tokens
             if self._is_usable(loss, norm_value, group):
                 self._apply(values, update)
+            self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
         epoch = state.epoch + 1  # as people count them
@@ -389,7 +391,6 @@ class Trainer:
     def _apply(self, values: dict[str, float], update: int) -> None:
         """One step of the optimizer, and of what follows it; ``values`` of the whole update."""
         self.scaler.step(self.optimizer)
-        self.scaler.update()
         if self.average is not None:
             self.average.update(update)
         names = [name.removeprefix(_TOTAL) for name in values if name.startswith(_TOTAL)]
@@ -547,7 +548,8 @@ class Trainer:
             names = [name for name, _ in self.model.named_parameters()]
             for name, tensor in zip(names, self.average.tensors, strict=True):
                 tensor.copy_(snapshot.average[name])
-        self.scaler.load_state_dict(require(snapshot.state, "scaler", dict, where))
+        if scale := require(snapshot.state, "scaler", dict, where):  # empty where it was saved in another precision
+            self.scaler.load_state_dict(scale)
         self.state = state_of(snapshot, where)
         self._plan = None
         self._saved = self.state.update

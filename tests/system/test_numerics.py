@@ -105,6 +105,34 @@ def test_validations_that_are_not_numbers_do_not_end_a_run(
     assert not (new_run / "best").exists()
 
 
+# --- half precision (N12) ---------------------------------------------------------------------------------------------
+
+HALF = ("training.precision=fp16", "data.valid=null", "training.stop_on=nll", "training.max_updates=6")
+
+
+@pytest.mark.fault("N12")
+def test_an_update_is_left_out_in_half_precision(
+    project: Path, new_run: Path, cli: Cli, failpoint: Callable[[str], None]
+) -> None:
+    """Its gradients were divided by the scale already; those of the next update are its own."""
+    failpoint("loss:nan@3,loss:inf@4")
+    arguments = train_arguments(project, new_run, *HALF, "training.skip_nonfinite=2", config="transformer.yaml")
+    outcome = cli(*arguments)
+    assert outcome.code == 0, outcome
+    assert [record.get("skipped") for record in records(new_run)] == [None, None, 1, 2, None, None]
+
+
+@pytest.mark.fault("N12")
+def test_half_precision_may_begin_in_the_middle_of_a_run(project: Path, new_run: Path, cli: Cli) -> None:
+    """A checkpoint of another precision has no scale: it begins as in a new run."""
+    arguments = train_arguments(project, new_run, *HALF, config="transformer.yaml")
+    assert cli(*arguments, "training.precision=float32", "training.max_updates=3").code == 0
+    outcome = cli(*arguments)
+    assert outcome.code == 0, outcome
+    assert "training.precision: float32 -> fp16: the run is no longer the same to the bit" in outcome.err
+    assert load(new_run / "checkpoints" / "step-00000006").snapshot.state["scaler"]["scale"] == 2.0**16
+
+
 # --- leaving updates out (N3) -----------------------------------------------------------------------------------------
 
 

@@ -154,6 +154,19 @@ def test_precision_average_and_three_processes(project: Path, tmp_path: Path, wa
     assert_close(three.average, one.average, 2e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.fault("N12")
+def test_going_on_in_half_precision_where_one_has_no_batch(project: Path, new_run: Path, warm: Warm) -> None:
+    """The seventh batch of seven is the first update of a process that has none of it, and no loss to scale."""
+    settings = ("data.valid=null", "training.stop_on=nll", "training.precision=fp16", "batches.tokens=700")
+    arguments = train_arguments(project, new_run, *settings, EACH, config="transformer.yaml")
+    for updates in (3, 5):
+        outcomes = together(warm, [*arguments, f"training.max_updates={updates}"])
+        assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert [record["epoch"] for record in records(new_run)] == [1, 1, 1, 1, 2]
+    assert batches_of_an_epoch(new_run) == 7
+
+
 # --- E1 to E7 ---------------------------------------------------------------------------------------------------------
 
 
