@@ -6,6 +6,7 @@ the exit code of the training instead of a launcher's own.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -20,7 +21,7 @@ import torch
 from s2s import config as configuration
 from s2s.commands.train import resolved
 from s2s.distributed import LAUNCHED
-from s2s.errors import ConfigError, S2SError, SystemRefused, UsageError
+from s2s.errors import ConfigError, S2SError, Stopped, SystemRefused, UsageError
 from s2s.progress import warn
 
 
@@ -37,7 +38,7 @@ def launch_training(
     if training.device == "cuda" and processes > (found := torch.cuda.device_count()):
         raise ConfigError("--devices", f"{processes} asked for, {found} GPUs found", f"use --devices {found}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
-    ends = ["SIGTERM", "SIGINT", "SIGHUP"]
+    ends = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]
     if training.usr1 == "exit":
         ends.append("SIGUSR1")
     else:
@@ -48,7 +49,10 @@ def launch_training(
 
 
 def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str) -> None:
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # read at the imports; what went wrong the processes say themselves
+    # What went wrong the processes say themselves. The first variable is read at the imports below, the second by them.
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("torch.distributed.elastic").setLevel(os.environ["LOGLEVEL"])  # some of it does not look there
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, launch_agent
@@ -72,6 +76,9 @@ def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequenc
         rank, failure = error.get_first_failure()
         raise _ending(rank, failure.exitcode) from None
     except SignalException as error:
+        if error.sigval == signal.SIGQUIT:  # a process that gets it is gone at once, and says nothing
+            what, todo = "stopped by SIGQUIT, without saving", "continue with the same command"
+            raise Stopped(error.sigval, what, todo) from None
         raise _ending(0, 128 + error.sigval) from None
 
 

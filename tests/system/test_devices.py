@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,14 @@ def process_of(launcher: subprocess.Popen[bytes], rank: int) -> int:
         except (OSError, ValueError, IndexError):
             continue
     return 0
+
+
+def is_alive(process: int) -> bool:
+    """Whether there is such a process that does more than wait for its parent to take note of its end."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def updates(run: Path) -> int:
@@ -99,9 +109,38 @@ def test_a_signal_to_the_launcher_saves(
     outcome = finish(process, timeout=400)
     last = steps(new_run)[-1]
     assert_error(outcome, 128 + number, f"stopped by {number.name} at step {last}; saved")
+    assert "torch" not in outcome.err, "the launcher has nothing to add"
     assert len(losses(new_run)) == last < 40
     assert finish(start([*train_arguments(project, new_run, EACH), "--devices", "2"]), timeout=400).code == 0
     assert digests(new_run) == digests(finished)
+
+
+@pytest.mark.slow
+@pytest.mark.fault("E1", "S11")
+@pytest.mark.parametrize(
+    ("number", "code", "parts"),
+    [
+        (signal.SIGKILL, -9, ("process 0 of 2 lost the others", "goes on from the last checkpoint")),
+        (signal.SIGQUIT, 131, ("stopped by SIGQUIT, without saving", "continue with the same command")),
+    ],
+)
+def test_a_launcher_that_is_gone_leaves_no_process(
+    project: Path, new_run: Path, number: signal.Signals, code: int, parts: Sequence[str]
+) -> None:
+    """Those of a killed one end at the next save, in words; SIGQUIT, which a terminal can send, ends them at once."""
+    arguments = train_arguments(project, new_run, EACH, "training.max_updates=100000", "training.validate_every=100000")
+    process = start([*arguments, "--devices", "2"])
+    wait_until(lambda: updates(new_run) >= 9, process)
+    ranks = [process_of(process, rank) for rank in (0, 1)]
+    process.send_signal(number)
+    outcome = finish(process)  # the end of what all of them may write
+    assert outcome.code == code and all(part in outcome.err for part in parts), outcome
+    assert "Traceback" not in outcome.err and "frame #" not in outcome.err
+    end = time.monotonic() + 30
+    while any(is_alive(rank) for rank in ranks):  # what they could write to is closed a moment before they are gone
+        assert time.monotonic() < end, "a process is left"
+        time.sleep(0.01)
+    assert steps(new_run)[-1] >= 7
 
 
 @pytest.mark.slow
