@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -89,7 +89,9 @@ class Signals:
         if number not in self._stopping:
             self.save = True
         elif number == signal.SIGINT and self.stop == signal.SIGINT:
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, b"s2s: stopped at once, without saving\n")
+            with suppress(OSError, ValueError):  # it may be closed; without it that number may be another file's
+                if sys.__stderr__ is not None:
+                    os.write(sys.__stderr__.fileno(), b"s2s: stopped at once, without saving\n")
             os._exit(128 + signal.SIGINT)
         elif self.stop is None:
             self.stop = number

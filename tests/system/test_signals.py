@@ -316,6 +316,24 @@ def test_a_signal_while_a_vocabulary_is_learned(tmp_path: Path, warm: Warm, cli:
 
 
 @pytest.mark.fault("S2")
+@pytest.mark.fault("S3", "S9")
+@pytest.mark.parametrize("broken", ["os.close(2)", "sys.__stderr__ = None; os.dup2(os.open('kept', os.O_RDWR), 2)"])
+def test_a_second_interrupt_where_nobody_can_read(tmp_path: Path, broken: str) -> None:
+    """It ends the process all the same, and what the number of standard error stands for now is left alone."""
+    (tmp_path / "kept").touch()
+    script = f"""
+import os, signal, sys
+from s2s.training.signals import Signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with Signals():
+    {broken}
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60).returncode == 130
+    assert (tmp_path / "kept").read_bytes() == b""
+
+
 def test_a_signal_that_came_before() -> None:
     """One that was noted on the way in ends the work that is about to begin."""
     from s2s.errors import Stopped
