@@ -124,7 +124,9 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         "processes": world.size,
     }
     _require_same(facts, world)
-    board = TensorBoard(run.path / "tensorboard") if training.tensorboard and world.first else None
+    board = None
+    if training.tensorboard and world.first:
+        board = TensorBoard(run.path / "tensorboard", 0 if loaded is None else loaded.step)
     metrics = MetricsLog(run.metrics, warn, board)
     validation = None if prepared.valid is None else Validator(config, prepared)
     view = view_of(progress if world.first else "plain", training.max_updates, training.log_every)
@@ -145,9 +147,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     try:
         ended = trainer.run()
     finally:
-        metrics.close()
-        if board is not None:
-            board.close()
+        metrics.end()
     _report(trainer, run, ended, trainer.state.update == before and loaded is not None)
 
 

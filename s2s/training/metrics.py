@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,19 @@ def _place(line: bytes) -> tuple[str, int] | None:
 
 
 class TensorBoard:
-    """The same records as TensorBoard's event files in ``folder``. Raises ConfigError where the extra is missing."""
+    """The same records as TensorBoard's event files in ``folder``; those shown of a step after ``step`` are hidden.
 
-    def __init__(self, folder: Path) -> None:
+    Raises ConfigError where the extra is missing.
+    """
+
+    def __init__(self, folder: Path, step: int = 0) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             what, remedy = "TensorBoard is not installed", "pip install 's2s[tensorboard]'"
             raise ConfigError("training.tensorboard", what, remedy) from None
-        self._writer: Any = SummaryWriter(str(folder))
+        self.folder = folder
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Every number of the record as a scalar at its step."""
@@ -68,25 +73,34 @@ class MetricsLog:
     ) -> None:
         self.path, self.warn, self.board = path, warn, board
         self._descriptor: int | None = None
-        self._warned = False
+        self._failed: set[Path] = set()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record as one line. The first failure is a warning; later ones are silent."""
+        with self._losing(self.path):
+            self._write(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
         if self.board is not None:
-            self.board.append(record)
-        line = json.dumps(_finite(record), allow_nan=False).encode() + b"\n"
+            with self._losing(self.board.folder):
+                self.board.append(record)
+
+    @contextmanager
+    def _losing(self, path: Path) -> Iterator[None]:
+        """In this context a record may be lost, which is told once of each place."""
         try:
-            if self._descriptor is None:
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-                self._descriptor = os.open(self.path, flags, 0o666)
-            written = os.write(self._descriptor, line)
-            if written < len(line):  # the next record must not continue half a line
-                os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            yield
         except OSError as error:
-            if not self._warned:
-                self.warn(f"{self.path}: {error.strerror}; training goes on, records are lost")
-            self._warned = True
+            if path not in self._failed:
+                self.warn(f"{path}: {error.strerror}; training goes on, records are lost")
+            self._failed.add(path)
+
+    def _write(self, line: bytes) -> None:
+        if self._descriptor is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._descriptor = os.open(self.path, flags, 0o666)
+        written = os.write(self._descriptor, line)
+        if written < len(line):  # the next record must not continue half a line
+            os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def truncate_after(self, step: int, validated: int | None = None) -> None:
         """Keep the complete records up to this step, of validations up to ``validated`` (by default ``step`` too).
@@ -106,6 +120,13 @@ class MetricsLog:
             return
         except OSError as error:
             raise SystemRefused(self.path, error.strerror) from None
+
+    def end(self) -> None:
+        """Close the file, and the board for good."""
+        self.close()
+        if self.board is not None:
+            with self._losing(self.board.folder):
+                self.board.close()
 
     def close(self) -> None:
         """Close the file; another `append` opens it again."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from s2s.errors import SystemRefused
-from s2s.training.metrics import MetricsLog
+from s2s.training.metrics import MetricsLog, TensorBoard
 
 
 def strict(line: str) -> Any:
@@ -126,3 +128,40 @@ def test_a_directory_that_is_gone_is_a_warning(tmp_path: Path) -> None:
     log.append({"step": 2})
     log.close()
     assert len(said) == 1
+
+
+@pytest.mark.fault("D2")
+def test_a_board_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None:
+    """Nor does it end the training, neither at a record nor at the end; it is told once."""
+
+    class Full(TensorBoard):
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+
+        def append(self, record: Mapping[str, Any]) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def close(self) -> None:
+            self.append({})
+
+    said: list[str] = []
+    log = MetricsLog(tmp_path / "metrics.jsonl", said.append, Full(tmp_path / "tensorboard"))
+    for step in (1, 2):
+        log.append({"step": step})
+    log.end()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert said == [f"{tmp_path}/tensorboard: No space left on device; training goes on, records are lost"]
+
+
+@pytest.mark.fault("R7")
+def test_the_board_shows_an_update_once(tmp_path: Path) -> None:
+    """What was shown of updates after the checkpoint is hidden when the training goes on from it."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for step, values in ((0, [1.0, 2.0, 3.0]), (1, [20.0, 30.0])):
+        log = MetricsLog(tmp_path / "metrics.jsonl", board=TensorBoard(tmp_path / "tensorboard", step))
+        for place, value in enumerate(values, start=step + 1):
+            log.append({"step": place, "loss": value})
+        log.end()
+        time.sleep(1.1)  # the names of event files count seconds
+    shown = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in shown] == [(1, 1.0), (2, 20.0), (3, 30.0)]
