@@ -140,6 +140,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         if "processes" not in loaded.snapshot.state:  # saved when there was but one, and updates were counted
             trainer.state.position *= config.batches.accumulate
         say(f"continuing from {loaded.path} (update {loaded.step})")
+    resumed, loaded = loaded is not None, None  # a training needs no second copy of its weights
     if world.first:
         run.write_config(config)
         metrics.truncate_after(trainer.state.update, trainer.state.validated)
@@ -148,7 +149,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         ended = trainer.run()
     finally:
         metrics.end()
-    _report(trainer, run, ended, trainer.state.update == before and loaded is not None)
+    _report(trainer, run, ended, trainer.state.update == before and resumed)
 
 
 def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -70,6 +71,21 @@ def test_the_end_is_the_end(project: Path, run: Path, cli: Cli) -> None:
     assert outcome.code == 0
     assert f"already complete ({UPDATES}/{UPDATES} updates)" in outcome.err
     assert {path: changed(path) for path in run.rglob("*") if path.is_file() and path.name != "LOCK"} == before
+
+
+def test_what_was_loaded_is_let_go(project: Path, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that goes on does not keep the weights that it began with beside its own."""
+    kept: list[int] = []
+    original = Trainer._update
+
+    def counted(trainer: Trainer) -> None:
+        kept.append(sum(type(one) is Snapshot for one in gc.get_objects()))
+        original(trainer)
+
+    monkeypatch.setattr(Trainer, "_update", counted)
+    gc.collect()
+    assert cli(*train_arguments(project, run, "training.max_updates=42")).code == 0
+    assert kept == [0, 0]
 
 
 @pytest.mark.fault("R6")
