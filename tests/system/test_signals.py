@@ -315,7 +315,6 @@ def test_a_signal_while_a_vocabulary_is_learned(tmp_path: Path, warm: Warm, cli:
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.fault("S2")
 @pytest.mark.fault("S3", "S9")
 @pytest.mark.parametrize("broken", ["os.close(2)", "sys.__stderr__ = None; os.dup2(os.open('kept', os.O_RDWR), 2)"])
 def test_a_second_interrupt_where_nobody_can_read(tmp_path: Path, broken: str) -> None:
@@ -334,6 +333,7 @@ with Signals():
     assert (tmp_path / "kept").read_bytes() == b""
 
 
+@pytest.mark.fault("S2")
 def test_a_signal_that_came_before() -> None:
     """One that was noted on the way in ends the work that is about to begin."""
     from s2s.errors import Stopped
