@@ -204,7 +204,10 @@ class World:
 
     @contextmanager
     def one_voice(self) -> Iterator[None]:
-        """Of the failures of all processes in this context the first is told; the others are marked as told."""
+        """Of the failures of all processes in this context the first is told; the others are marked as told.
+
+        What the system refuses is a failure like the others: an OSError leaves as a SystemRefused.
+        """
         try:
             yield
         except S2SError as error:

@@ -49,7 +49,7 @@ def launch_training(
 
 
 def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str) -> None:
-    # What went wrong the processes say themselves. The first variable is read at the imports below, the second by them.
+    # What went wrong the processes say themselves: these are read at the imports below, and when they start.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("torch.distributed.elastic").setLevel(os.environ["LOGLEVEL"])  # some of it does not look there
