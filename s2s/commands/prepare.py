@@ -40,7 +40,10 @@ def cache_of(run: Path) -> Path:
 
 def given_tokenizers(config: Config) -> Tokenizers | None:
     """The vocabularies that a new run takes over from another; None if it learns its own."""
-    return None if config.init_from is None else tokenizer.load(run_of(Path(config.init_from)).tokenizer)
+    other = config.init_from
+    if other is None and config.objective.teacher is not None:
+        other = config.objective.teacher.run
+    return None if other is None else tokenizer.load(run_of(Path(other)).tokenizer)
 
 
 def _sizes(prepared: Prepared) -> str:

@@ -21,12 +21,13 @@ from s2s.data import tokenizer
 from s2s.data.batches import Batch, Indices, Planned, Sampling, collate, group_updates, plan_epoch, valid_batches
 from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
+from s2s.data.tokenizer import Tokenizers
 from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import PAD, Attention
 from s2s.progress import say, silent, warn
-from s2s.run import Run, build_model, default_directory, start_like, warm_start
+from s2s.run import Run, build_model, default_directory, load_trained, start_like, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -115,7 +116,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
         f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
         f"{torch.get_num_threads()} threads{f', {world.size} processes' if world.size > 1 else ''}")  # fmt: skip
-    step = TrainingStep(model, config.objective)
+    step = TrainingStep(model, config.objective, _teacher(config, prepared.tokenizers))
     facts = {
         "config": config.model_dump(mode="json"),
         "tokenizer": prepared.tokenizers.fingerprint,
@@ -150,6 +151,21 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     finally:
         metrics.end()
     _report(trainer, run, ended, trainer.state.update == before and resumed)
+
+
+def _teacher(config: Config, tokenizers: Tokenizers) -> nn.Module | None:
+    """Raises ConfigError where it reads or writes other pieces than this run."""
+    if config.objective.teacher is None:
+        return None
+    path = Path(config.objective.teacher.run)
+    teacher = load_trained(path, resolve_device(config.training.device))
+    if teacher.tokenizers.fingerprint != tokenizers.fingerprint:
+        what = f"the vocabularies of {path} are not those of this run"
+        raise ConfigError(
+            "objective.teacher.run", what, "a new run takes them over: use a new --run-dir or --overwrite"
+        )
+    say(f"learning from {path} (update {teacher.update})")
+    return teacher.model
 
 
 def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:

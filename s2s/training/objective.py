@@ -20,19 +20,25 @@ each word come together; here it is half of the paper's sum, so that a token wei
 
     loss = 1/2 (loss_P + loss_Q) + weight x 1/4 (KL(P || Q) + KL(Q || P))
 
+Distillation word by word (Kim & Rush 2016, section 3.1) puts what a teacher predicts, T, beside the right words:
+
+    loss = (1 - weight) loss + weight x sum_v (-T(v) log p(v))
+
 Scheduled sampling (Bengio et al. 2015, section 2.4) reads the sentence word by word: each word but the first is, with a
 probability that the update decides, one drawn from the model's own distribution; what is to be said stays what it was.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, Self
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from s2s.configfile import FilePath
 from s2s.interfaces import BOS, NOTHING, PAD, Decoded, Decoder, Memory, Totals
 from s2s.schedules import Ramp, is_probability, value_at
 from s2s.settings import Settings
@@ -54,7 +60,7 @@ class Sums(NamedTuple):
     tokens: Tensor
     """Scalar: real target tokens, EOS counted."""
     parts: dict[str, Tensor]
-    """The mechanism's terms and ``guided`` by name, scalars; they are in ``loss`` already."""
+    """The mechanism's terms, ``guided``, ``teacher`` and ``r_drop`` by name, scalars; they are in ``loss`` already."""
     statistics: Totals
     """See `s2s.interfaces.Attention.statistics`."""
 
@@ -149,29 +155,39 @@ def guided_loss(weights: Tensor, links: Tensor, real: Tensor) -> Tensor:
     return -(links[linked].to(chosen.dtype) * chosen.clamp(min=1e-20).log()).sum()
 
 
-def divergence(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Sum over rows of KL(P || Q) + KL(Q || P), the softmaxes of two features (n, D) under weight (V, D) and bias (V,).
+class Rows(NamedTuple):
+    """Rows (n, ...) from which scores are read."""
 
-    In nats, with gradient; never holds (n, V) at once.
-    """
-    rows = max(1, _BLOCK // weight.size(0))
-    parts = [
-        checkpoint(_divergence_of_rows, one, other, weight, bias, use_reentrant=False, preserve_rng_state=False)
-        for one, other in zip(torch.split(first, rows), torch.split(second, rows), strict=True)
-    ]
+    features: Tensor
+    output: nn.Linear | None
+    """None where they are scores already."""
+
+    def scores(self, part: Tensor) -> Tensor:
+        """Of some of the rows, log-probabilities (m, V) in float32 or wider."""
+        scores = part if self.output is None else nn.functional.linear(part, self.output.weight, self.output.bias)
+        return (scores if scores.dtype == torch.float64 else scores.float()).log_softmax(-1)
+
+
+def _over_rows(measure: Callable[[Tensor, Tensor], Tensor], first: Rows, second: Rows, vocabulary: int) -> Tensor:
+    """What ``measure`` makes of the log-probabilities of both, a chunk of rows at a time: never (n, V) at once."""
+
+    def of_part(one: Tensor, other: Tensor) -> Tensor:
+        return measure(first.scores(one), second.scores(other)).sum()
+
+    size = max(1, _BLOCK // vocabulary)
+    pairs = zip(torch.split(first.features, size), torch.split(second.features, size), strict=True)
+    parts = [checkpoint(of_part, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
     return torch.stack(parts).sum()
 
 
-def _divergence_of_rows(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    one, other = (nn.functional.linear(part, weight, bias) for part in (first, second))
-    return divergence_of_scores(one, other)
+def divergence(first: Rows, second: Rows, vocabulary: int) -> Tensor:
+    """Sum over rows of KL(P || Q) + KL(Q || P) = sum_v (p_v - q_v) (log p_v - log q_v), in nats, with gradient."""
+    return _over_rows(lambda p, q: (p.exp() - q.exp()) * (p - q), first, second, vocabulary)
 
 
-def divergence_of_scores(first: Tensor, second: Tensor) -> Tensor:
-    """The same of two scores (n, V): sum_v (p_v - q_v) (log p_v - log q_v)."""
-    wide = torch.float64 if first.dtype == torch.float64 else torch.float32
-    p, q = (part.to(wide).log_softmax(-1) for part in (first, second))
-    return ((p.exp() - q.exp()) * (p - q)).sum()
+def cross_entropy(theirs: Rows, own: Rows, vocabulary: int) -> Tensor:
+    """Sum over rows of -sum_v p_v log q_v, p being ``theirs``, in nats, with gradient for both."""
+    return _over_rows(lambda p, q: -p.exp() * q, theirs, own, vocabulary)
 
 
 class GuidedSettings(Settings):
@@ -183,6 +199,15 @@ class GuidedSettings(Settings):
     """The last update that is guided; null: all are."""
 
 
+class TeacherSettings(Settings):
+    """Distillation word by word: learn what another run predicts after the same words, too (Kim & Rush 2016)."""
+
+    run: FilePath
+    """A run with a model of any kind, best checkpoint; its vocabularies are taken over."""
+    weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """The teacher's share of the loss; the right words have the rest."""
+
+
 class ObjectiveSettings(Settings):
     """What training minimises."""
 
@@ -190,12 +215,29 @@ class ObjectiveSettings(Settings):
     """Probability moved from the right word to the uniform distribution over the whole vocabulary."""
     guided: GuidedSettings | None = None
     """Teach the attention by the word links of data.train.links; null leaves it to itself."""
+    teacher: TeacherSettings | None = None
+    """Learn from what another run predicts, beside the right words; null has no teacher."""
     r_drop: Annotated[float, Field(ge=0.0)] = 0.0
     """What it counts that two draws of dropout predict different words (Liang 2021); above 0 every batch is read twice.
     It is the paper's alpha."""
     scheduled_sampling: Annotated[float | Ramp, AfterValidator(is_probability)] = 0.0
     """Probability that a word read is the model's own instead of the right one (Bengio 2015); a number, or a ramp.
     Above 0 every decoder goes step by step."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.teacher is not None and self.scheduled_sampling != 0.0:
+            raise ValueError(
+                "a teacher predicts what comes after the right words, and scheduled_sampling reads others; choose one"
+            )
+        return self
+
+
+def _rows(model: nn.Module, decoded: Decoded, memory: Memory, real: Tensor) -> Rows:
+    decoder: Decoder = model.decoder  # type: ignore[assignment]
+    if decoded.mixture is not None:
+        return Rows(decoder.logits(decoded, memory, real), None)
+    return Rows(decoder.features(decoded, memory, real), decoder.output)
 
 
 def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:
@@ -216,8 +258,13 @@ def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:
 class TrainingStep(nn.Module):
     """Model and objective in one module: one thing to wrap for several devices, to compile, or to take gradients of."""
 
-    def __init__(self, model: nn.Module, settings: ObjectiveSettings) -> None:
+    def __init__(self, model: nn.Module, settings: ObjectiveSettings, teacher: nn.Module | None = None) -> None:
+        """``teacher`` reads the same ids and predicts the same words; it stays as it is."""
         super().__init__()
+        self._teachers: list[nn.Module] = []  # a list, so that they are no part of what is trained
+        if teacher is not None:
+            self._teachers.append(teacher.eval().requires_grad_(False))
+        self.taught = 0.0 if settings.teacher is None else settings.teacher.weight
         self.model, self.smoothing, self.guided = model, settings.label_smoothing, settings.guided
         self.r_drop, self.schedule = settings.r_drop, settings.scheduled_sampling
         self.own_words = value_at(self.schedule, 0)
@@ -238,12 +285,18 @@ class TrainingStep(nn.Module):
         """
         words, gold = target[:, :-1], target[:, 1:]
         want = NOTHING if links is None else frozenset({"weights"})
+        theirs = None
+        for teacher in self._teachers if self.training else []:
+            predicted: tuple[Decoded, Memory] = teacher(source, lengths, words)
+            theirs = _rows(teacher, *predicted, gold != PAD)
         first = self._decoded(source, lengths, words, want)
+        measured = self.measure(*first, gold, links, theirs)
         if not (self.r_drop and self.training):
-            return self.measure(*first, gold, links)
+            return measured
         second = self._decoded(source, lengths, words, want)
-        apart = self._divergence(first, second, gold != PAD) * self.r_drop / 4
-        return _mean(self.measure(*first, gold, links), self.measure(*second, gold, links), apart)
+        one, other = (_rows(self.model, *decoded, gold != PAD) for decoded in (first, second))
+        apart = divergence(one, other, self._vocabulary) * self.r_drop / 4
+        return _mean(measured, self.measure(*second, gold, links, theirs), apart)
 
     def _decoded(self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str]) -> tuple[Decoded, Memory]:
         """Teacher forcing, or now and then with the model's own words."""
@@ -270,15 +323,18 @@ class TrainingStep(nn.Module):
         replaced = (torch.rand(right.shape, device=right.device) < self.own_words) & (right != PAD)
         return torch.where(replaced, own, right)
 
-    def _divergence(self, first: tuple[Decoded, Memory], second: tuple[Decoded, Memory], real: Tensor) -> Tensor:
+    @property
+    def _vocabulary(self) -> int:
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
-        if first[0].mixture is not None:
-            return divergence_of_scores(decoder.logits(*first, real), decoder.logits(*second, real))
-        features = decoder.features(*first, real), decoder.features(*second, real)
-        return divergence(*features, decoder.output.weight, decoder.output.bias)
+        return decoder.output.out_features
 
-    def measure(self, decoded: Decoded, memory: Memory, gold: Tensor, links: Tensor | None = None) -> Sums:
-        """The sums of what was decoded already, given the right words (B, T), PAD last."""
+    def measure(
+        self, decoded: Decoded, memory: Memory, gold: Tensor, links: Tensor | None = None, theirs: Rows | None = None
+    ) -> Sums:
+        """The sums of what was decoded already, given the right words (B, T), PAD last.
+
+        ``theirs`` is what a teacher predicts at the real positions.
+        """
         real = gold != PAD
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
         if decoded.mixture is None:
@@ -289,6 +345,10 @@ class TrainingStep(nn.Module):
             nll = -words_log.gather(1, gold[real].unsqueeze(1)).sum()
             loss = (1 - self.smoothing) * nll - self.smoothing * words_log.mean(1).sum()
         parts = {}
+        if theirs is not None:
+            own = _rows(self.model, decoded, memory, real)
+            parts["teacher"] = self.taught * cross_entropy(theirs, own, self._vocabulary)
+            loss = (1 - self.taught) * loss + parts["teacher"]
         for name, term in decoder.penalties(decoded, memory, gold).items():
             parts[name] = (term * real if term.dim() == 2 else term).sum()
             loss = loss + parts[name]

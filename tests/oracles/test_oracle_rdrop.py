@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from fixtures import decoder_of, random, recurrent_model, redrawn
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2s.interfaces import PAD
 from s2s.models.seq2seq import Seq2Seq
 from s2s.training import objective
-from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep, divergence
+from s2s.training.objective import ObjectiveSettings, Rows, Sums, TrainingStep, divergence
 
 SOURCE, LENGTHS = torch.tensor([[4, 5, 6, 2], [5, 7, 2, 0]]), torch.tensor([4, 3])
 TARGET = torch.tensor([[1, 4, 6, 5, 2], [1, 8, 2, 0, 0]])
@@ -45,11 +45,18 @@ def test_the_divergence_is_its_definition(block: int, monkeypatch: pytest.Monkey
     """Whole, and in chunks of one and of three rows; gradients by finite differences."""
     monkeypatch.setattr(objective, "_BLOCK", block)
     first, second, weight, bias = inputs = operands()
-    found = divergence(*inputs)
+
+    def whole(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        output = nn.Linear(4, 5)
+        del output.weight, output.bias
+        output.weight, output.bias = weight, bias  # type: ignore[assignment]
+        return divergence(Rows(first, output), Rows(second, output), 5)
+
+    found = whole(*inputs)
     assert float(found.detach()) == pytest.approx(
         by_loops(first @ weight.T + bias, second @ weight.T + bias), abs=1e-10
     )
-    assert torch.autograd.gradcheck(divergence, inputs)
+    assert torch.autograd.gradcheck(whole, inputs)
 
 
 def model_of(attention: dict[str, Any], dropout: float) -> Seq2Seq:
