@@ -79,8 +79,8 @@ WIRINGS: dict[str, Options] = {
     "luong-feeding": {"wiring": "luong", "input_feeding": True},
     "luong": {"wiring": "luong", "input_feeding": False},
     "bahdanau": {"wiring": "bahdanau"},
-    "gnmt": {"wiring": "gnmt", "layers": 2},
     "cgru": {"wiring": "cgru", "cell": "gru", "layers": 1},
+    "gnmt": {"wiring": "gnmt", "layers": 2},
 }
 BOTH_WAYS: Options = {"kind": "rnn", "size": SIZE, "cell": "gru"}
 ENCODERS: dict[str, Options] = {
