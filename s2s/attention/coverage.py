@@ -62,7 +62,7 @@ class Coverage(Attention):
         self.inner, self.record, self.schedule, self.weight = inner, record, weight, value_at(weight, 0)
         self.context_size, self.asks_gold, self.draws = inner.context_size, inner.asks_gold, inner.draws
         self.listens = inner.listens
-        self.vectors = nn.Parameter(torch.zeros(record.width, size))
+        self.vector = nn.Parameter(torch.zeros(record.width * size))  # one after the other: no matrix to be drawn anew
 
     def prepare(self, memory: Memory) -> Memory:
         prepared = self.inner.prepare(memory)
@@ -79,11 +79,16 @@ class Coverage(Attention):
         context, inner = self.inner.listen(told, self._inside(memory), state.inner)
         return context, state._replace(inner=inner)
 
+    def _of_record(self, told: Tensor) -> Tensor:
+        """What C (B, S, width) adds inside the tanh, (B, S, A); sums are not rounded by autocast."""
+        with torch.autocast(told.device.type, enabled=False):
+            return told @ self.vector.view(told.size(-1), -1)
+
     def forward(self, query: Tensor, memory: Memory, state: CoverageState) -> tuple[Attended, Tree]:
         (plain, prepared), (covered, kept, inner) = memory.keys, state
         steps: list[Attended] = []
         for one in query.unsqueeze(2).unbind(1):  # (B, 1, H)
-            keys = plain + self.record.told(covered, kept, prepared) @ self.vectors  # (B, S, A)
+            keys = plain + self._of_record(self.record.told(covered, kept, prepared))  # (B, S, A)
             attended, inner = self.inner(one, memory._replace(keys=keys), inner)
             weights = attended.weights.squeeze(1)  # (B, S)
             again = torch.minimum(weights, covered).sum(-1, keepdim=True)  # (B, 1)

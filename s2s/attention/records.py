@@ -64,7 +64,7 @@ class Fertility(Record):
         return self.most * torch.sigmoid(wide(self.project(memory.values)))
 
     def told(self, covered: Tensor, kept: Tree, prepared: Tree) -> Tensor:
-        told: Tensor = covered.unsqueeze(-1) / prepared
+        told: Tensor = covered.unsqueeze(-1) / wide(prepared).clamp_min(1e-6)  # fp16 may have made a zero of it
         return told
 
 
@@ -83,15 +83,15 @@ class Neural(Record):
         return of_memory
 
     def start(self, memory: Memory) -> Tensor:
-        return memory.values.new_zeros(*memory.mask.shape, self.width)
+        return torch.zeros_like(wide(memory.values[..., :1])).repeat(1, 1, self.width)
 
     def told(self, covered: Tensor, kept: Tree, prepared: Tree) -> Tensor:
         own: Tensor = kept
         return own
 
     def after(self, kept: Tree, weights: Tensor, query: Tensor, prepared: Tree) -> Tensor:
-        by_input = prepared + self.weight(weights.unsqueeze(-1)) + self.query(query)
-        by_past = self.past(kept)
+        by_input = wide(prepared + self.weight(weights.unsqueeze(-1)) + self.query(query))
+        by_past = wide(self.past(kept))
         reset, keep = torch.sigmoid((by_input + by_past)[..., : 2 * self.width]).chunk(2, -1)
         new = torch.tanh(by_input[..., 2 * self.width :] + reset * by_past[..., 2 * self.width :])
         return torch.lerp(new, kept, keep)

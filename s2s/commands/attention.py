@@ -119,7 +119,7 @@ def _drawn(path: Path, trained: Trained, pair: Pair, options: Options) -> Iterat
     yield marked(whole, looked, source, target, trained.tokenizers)
     if options.heads:
         if looked.heads is None:
-            raise UsageError("--heads", f"{path} has no heads", "leave it out, or use a Transformer")
+            raise UsageError("--heads", f"{path} has no heads", "leave it out, or use a model with several heads")
         yield from head_maps(looked, source, target, trained.tokenizers)
 
 

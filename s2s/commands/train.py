@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from s2s import config as configuration
@@ -27,7 +29,7 @@ from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import PAD, Attention
 from s2s.progress import say, silent, warn
-from s2s.run import Run, build_model, default_directory, load_trained, start_like, warm_start
+from s2s.run import Run, Trained, build_model, default_directory, load_trained, start_like, warm_start
 from s2s.search.translate import Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -116,13 +118,15 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
         f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
         f"{torch.get_num_threads()} threads{f', {world.size} processes' if world.size > 1 else ''}")  # fmt: skip
-    step = TrainingStep(model, config.objective, _teacher(config, prepared.tokenizers))
+    teacher = _teacher(config, prepared.tokenizers)
+    step = TrainingStep(model, config.objective, None if teacher is None else teacher.model)
     facts = {
         "config": config.model_dump(mode="json"),
         "tokenizer": prepared.tokenizers.fingerprint,
         "fingerprint": prepared.fingerprint,
         "threads": torch.get_num_threads(),
         "processes": world.size,
+        "teacher": None if teacher is None else teacher.update,
     }
     _require_same(facts, world)
     board = None
@@ -137,6 +141,9 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     )  # fmt: skip
     if loaded is not None:
         _check_machine(loaded, world)
+        if (taught := loaded.snapshot.state.get("teacher", facts["teacher"])) != facts["teacher"]:
+            what = f"its best checkpoint was of update {taught} at step {loaded.step}, and is of {facts['teacher']} now"
+            raise ConfigError("objective.teacher.run", what, "name the checkpoint itself, RUN/checkpoints/step-N")
         trainer.load(loaded.snapshot, loaded.path.name)
         if "processes" not in loaded.snapshot.state:  # saved when there was but one, and updates were counted
             trainer.state.position *= config.batches.accumulate
@@ -153,19 +160,19 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     _report(trainer, run, ended, trainer.state.update == before and resumed)
 
 
-def _teacher(config: Config, tokenizers: Tokenizers) -> nn.Module | None:
+def _teacher(config: Config, tokenizers: Tokenizers) -> Trained | None:
     """Raises ConfigError where it reads or writes other pieces than this run."""
     if config.objective.teacher is None:
         return None
     path = Path(config.objective.teacher.run)
     teacher = load_trained(path, resolve_device(config.training.device))
     if teacher.tokenizers.fingerprint != tokenizers.fingerprint:
-        what = f"the vocabularies of {path} are not those of this run"
-        raise ConfigError(
-            "objective.teacher.run", what, "a new run takes them over: use a new --run-dir or --overwrite"
-        )
+        todo = "use a new --run-dir, or the teacher that this run began with"
+        if config.init_from is not None:
+            todo = "leave init_from out, or start from a run that has the teacher's"
+        raise ConfigError("objective.teacher.run", f"the vocabularies of {path} are not those of this run", todo)
     say(f"learning from {path} (update {teacher.update})")
-    return teacher.model
+    return teacher
 
 
 def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
@@ -202,7 +209,7 @@ def _newest(checkpoints: Checkpoints, world: World) -> Loaded | None:
 
 def _require_same(facts: dict[str, Any], world: World) -> None:
     """Raises ConfigError where another process would train something else."""
-    told = world.gather({name: facts[name] for name in ("config", "tokenizer", "fingerprint")})
+    told = world.gather({name: facts[name] for name in ("config", "tokenizer", "fingerprint", "teacher")})
     for rank, one in enumerate(told):
         if differing := [name for name in one if one[name] != told[0][name]]:
             what = f"processes 0 and {rank} differ in {', '.join(differing)}"
@@ -233,7 +240,12 @@ def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prep
 
 
 def _compare_settings(saved: dict[str, Any], config: Config) -> None:
-    """Refuse to go on under other settings, except those that may change."""
+    """Refuse to go on under other settings, except those that may change.
+
+    Settings that there were not yet when the checkpoint was saved had their defaults then.
+    """
+    with suppress(ValidationError):
+        saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
     refused = []
     for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
         if key.startswith(_HARMLESS) or (key == "data.train" and _unnamed(old) == _unnamed(new)):

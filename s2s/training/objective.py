@@ -230,6 +230,10 @@ class ObjectiveSettings(Settings):
             raise ValueError(
                 "a teacher predicts what comes after the right words, and scheduled_sampling reads others; choose one"
             )
+        if self.r_drop and self.scheduled_sampling != 0.0:
+            raise ValueError(
+                "r_drop compares two readings of the same words, and scheduled_sampling draws others; choose one"
+            )
         return self
 
 
@@ -319,7 +323,8 @@ class TrainingStep(nn.Module):
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
         scores = decoder.logits(decoded, memory, torch.ones_like(right, dtype=torch.bool)).float()
         scores[:, [PAD, BOS]] = -torch.inf  # a translation has neither
-        own = torch.multinomial(scores.softmax(-1), 1)
+        chance = -torch.empty_like(scores).exponential_().clamp_min(torch.finfo(scores.dtype).tiny).log()
+        own = (scores + chance).argmax(-1, keepdim=True)  # a draw from the softmax, whatever the scores are
         replaced = (torch.rand(right.shape, device=right.device) < self.own_words) & (right != PAD)
         return torch.where(replaced, own, right)
 
@@ -345,13 +350,15 @@ class TrainingStep(nn.Module):
             nll = -words_log.gather(1, gold[real].unsqueeze(1)).sum()
             loss = (1 - self.smoothing) * nll - self.smoothing * words_log.mean(1).sum()
         parts = {}
+        share = 1.0 if theirs is None else 1 - self.taught  # a mechanism's terms may be pieces of the likelihood
+        loss = share * loss
+        for name, term in decoder.penalties(decoded, memory, gold).items():
+            parts[name] = share * (term * real if term.dim() == 2 else term).sum()
+            loss = loss + parts[name]
         if theirs is not None:
             own = _rows(self.model, decoded, memory, real)
             parts["teacher"] = self.taught * cross_entropy(theirs, own, self._vocabulary)
-            loss = (1 - self.taught) * loss + parts["teacher"]
-        for name, term in decoder.penalties(decoded, memory, gold).items():
-            parts[name] = (term * real if term.dim() == 2 else term).sum()
-            loss = loss + parts[name]
+            loss = loss + parts["teacher"]
         if links is not None:
             assert self.guided is not None and decoded.weights is not None, "checked with the settings"
             parts["guided"] = self.guided.weight * guided_loss(decoded.weights, links, real)

@@ -11,7 +11,7 @@ import torch
 from fixtures import memory_of, random, redrawn
 from formulas import Array, array, sigma, softmax
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2s.attention.coverage import REFUSED, Coverage
 from s2s.attention.global_ import Global
@@ -20,6 +20,7 @@ from s2s.attention.records import Fertility, Neural, Sum
 from s2s.attention.scores import Additive
 from s2s.config import AnyAttention
 from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
+from s2s.models.seq2seq import initialise
 from s2s.tree import Tree, leaves, take
 
 H, M = 5, 3
@@ -138,14 +139,14 @@ def test_oc3_without_its_vector_it_is_the_additive_score(normed: bool) -> None:
     assert isinstance(attention.inner, Global)
     memory = source(attention)
     different = attend(attention, memory)[1]
-    attention.vectors.zero_()
+    attention.vector.zero_()
     found, weights, _ = attend(attention, memory)
     plain, expected, _ = attend(attention.inner, source(attention.inner))
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(found.context, plain.context)
     torch.testing.assert_close(different[:, :1], expected[:, :1])  # nothing was covered yet
     assert not torch.allclose(different[:, 1:], expected[:, 1:])
-    assert not coverage(redraw=False).vectors.any()  # and so it begins
+    assert not coverage(redraw=False).vector.any()  # and so it begins
 
 
 @torch.no_grad()
@@ -167,7 +168,7 @@ def test_the_mechanism_is_the_formula(options: dict[str, Any]) -> None:
     scorer: Any = attention.inner.score
     memory = source(attention)
     found, weights, (covered, *_) = attend(attention, memory)
-    w_c, w, v = array(attention.vectors)[0], array(scorer.query.weight), array(scorer.vector)
+    w_c, w, v = array(attention.vector), array(scorer.query.weight), array(scorer.vector)
     u = np.eye(M) if scorer.source is None else array(scorer.source.weight)
     bias = np.zeros(len(v)) if scorer.bias is None else array(scorer.bias)
     v = v if scorer.gain is None else float(scorer.gain) * v / np.sqrt((v**2).sum())
@@ -197,7 +198,9 @@ def test_records_are_the_formulas_of_their_paper(record: Any) -> None:
     own: Any = attention.record
     memory = source(attention)
     found, weights, _ = attend(attention, memory)
-    big_v, w, u, v = map(array, (attention.vectors, scorer.query.weight, scorer.source.weight, scorer.vector))
+    big_v, w, u, v = map(
+        array, (attention.vector.view(own.width, -1), scorer.query.weight, scorer.source.weight, scorer.vector)
+    )
     for row, length in enumerate(LENGTHS):
         rows = array(memory.values[row, :length])
         seen, units, exact = np.zeros(length), np.zeros((length, own.width)), np.zeros((4, length))
@@ -324,17 +327,27 @@ def test_the_settings_come_back_as_they_were() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["coverage", "location-aware"])
+@pytest.mark.parametrize("kind", ["sum", "fertility", "neural", "location-aware"])
 def test_under_bf16_what_adds_up_stays_float32(kind: str) -> None:
-    attention = (coverage() if kind == "coverage" else built(kind=kind)).float()
+    attention = (built(kind=kind) if kind == "location-aware" else coverage(record=kind)).float()
     memory = source(coverage())._replace(keys=None)
     memory = memory._replace(values=memory.values.float())
     exact = attend(attention, attention.prepare(memory), QUERY.float())[1]
     with torch.autocast("cpu", torch.bfloat16):
         kept = attention.prepare(memory)
         found, state = attention(QUERY.float(), kept, attention.start(kept))
+        narrow = kept._replace(values=kept.values.bfloat16())
+        attention(QUERY.float(), narrow, attention.start(narrow))
     assert found.weights.dtype == torch.float32 and all(leaf.dtype == torch.float32 for leaf in leaves(state))
     torch.testing.assert_close(found.weights, exact, rtol=0.05, atol=0.02)
+
+
+def test_what_is_drawn_anew_leaves_coverage_as_it_begins() -> None:
+    """`uniform_init` draws matrices; w stays zero, in whatever record."""
+    for record in ("sum", "fertility", "neural"):
+        model = nn.ModuleList([coverage(redraw=False, record=record)])
+        initialise(model, 0.1)
+        assert not model[0].vector.any() and model[0].vector.dim() == 1  # type: ignore[union-attr, operator]
 
 
 # --- location-aware ---------------------------------------------------------------------------------------------------

@@ -153,3 +153,15 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
             down = float(loss())
             weight[place] += 1e-6
             assert float(gradient[place]) == pytest.approx((up - down) / 2e-6, rel=1e-5, abs=1e-7)
+
+
+@torch.no_grad()
+def test_scores_that_are_no_numbers_are_left_to_the_loss() -> None:
+    model = model_of({"size": 6, "attention": {"kind": "global"}})
+    decoder_of(model).output.bias[4] = torch.nan
+    assert measured(model, 0.5).loss.isnan()
+
+
+def test_two_readings_of_other_words_are_refused() -> None:
+    with pytest.raises(ValueError, match="r_drop compares two readings"):
+        ObjectiveSettings(r_drop=1.0, scheduled_sampling=0.1)

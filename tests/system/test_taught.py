@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from harness import Cli, assert_error, records, train_arguments
 
+from s2s.checkpoint import load_model
+from s2s.commands.train import _compare_settings
+from s2s.config import Config
+from s2s.errors import ConfigError
 from s2s.run import load_trained
 
 SMALLER = "tokenizer.vocabulary=60"
@@ -33,16 +40,42 @@ def test_a_transformer_learns_from_a_recurrent_run(project: Path, new_run: Path,
 
 
 def test_a_teacher_of_other_pieces_is_refused(project: Path, new_run: Path, finished: Path, cli: Cli) -> None:
-    """A run that began without one has vocabularies of its own."""
+    """Neither a run that began without one, nor one that takes over another's, reads what the teacher does."""
     assert cli(*train_arguments(project, new_run, SMALLER, "training.max_updates=1")).code == 0
     found = cli(*train_arguments(project, new_run, SMALLER, f"objective.teacher.run={finished}"))
-    assert found.code in (2, 4), found
+    assert_error(found, 2, "objective.teacher", "differ from the checkpoint's")
     other = new_run.with_name(f"{new_run.name}-other")
     taught = f"objective.teacher={{run: {new_run}}}"
     found = cli(*train_arguments(project, other, f"init_from={finished}", taught, "training.max_updates=1"))
-    assert_error(found, 2, "objective.teacher.run", "the vocabularies of", "are not those of this run")
+    assert_error(
+        found, 2, "objective.teacher.run", "the vocabularies of", "are not those of this run; leave init_from out"
+    )
 
 
 def test_a_teacher_that_is_no_run_is_refused(project: Path, new_run: Path, cli: Cli) -> None:
     found = cli(*train_arguments(project, new_run, f"objective.teacher={{run: {project / 'nowhere'}}}"))
     assert_error(found, 4, "nowhere", "no config.yaml here; give the directory of a run")
+
+
+def test_another_teacher_than_before_is_refused(project: Path, new_run: Path, finished: Path, cli: Cli) -> None:
+    """The best checkpoint of a run that goes on is another one later."""
+    teacher = Path(shutil.copytree(finished, new_run.with_name(f"{new_run.name}-teacher")))
+    arguments = train_arguments(project, new_run, f"objective.teacher={{run: {teacher}}}")
+    assert cli(*arguments, "training.max_updates=1").code == 0
+    numbers = sorted(path.name for path in (teacher / "checkpoints").glob("step-*"))
+    best = (teacher / "best").read_text()
+    (teacher / "best").write_text(next(name for name in numbers if name != best.strip()))
+    found = cli(*arguments, "training.max_updates=2")
+    assert_error(found, 2, "objective.teacher.run", "its best checkpoint was of update", "checkpoints/step-N")
+
+
+def test_settings_that_there_were_not_yet_had_their_defaults(project: Path, new_run: Path, cli: Cli) -> None:
+    arguments = train_arguments(project, new_run)
+    assert cli(*arguments, "training.max_updates=1").code == 0
+    saved = load_model(new_run, "latest").snapshot.state["config"]
+    assert isinstance(saved, dict)
+    del saved["objective"]["r_drop"], saved["model"]["decoder"]["heads"]
+    _compare_settings(saved, Config.model_validate_json(json.dumps(saved)))
+    saved["objective"]["r_drop"] = 1.0
+    with pytest.raises(ConfigError, match="r_drop"):
+        _compare_settings(saved, Config.model_validate_json(json.dumps(saved | {"objective": {}})))
