@@ -56,7 +56,7 @@ class Relative(Relation):
         self.of_values = nn.Parameter(torch.randn(rows, width) * width**-0.5)
 
     def _row(self, view: View, shape: torch.Size) -> Tensor:
-        """The row of each pair of (..., T, S), for queries of this shape (..., T, d)."""
+        """The row of each pair of places, (..., T, S), for queries of this shape (..., T, d)."""
         return (view.distance.clamp(self.lowest, self.highest) - self.lowest).expand(*shape[:-1], -1)
 
     def bias(self, query: Tensor, view: View) -> Tensor:

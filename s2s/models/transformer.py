@@ -181,7 +181,7 @@ class Layer(nn.Module):
             return self._after(1, x, y), weights, state
         assert x.size(1) == 1, "places that share a memory go step by step"
         y, weights, state = self.across(asking.view(rows, -1, x.size(2)), memory, source, state)
-        weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # (B, heads, S) to (B places, heads, 1, S)
+        weights = weights.transpose(1, 2).flatten(0, 1).unsqueeze(2)  # (B, heads, places, S) to (B places, heads, 1, S)
         return self._after(1, x, y.flatten(0, 1).unsqueeze(1)), weights, state
 
     def inner(self, x: Tensor) -> Tensor:
