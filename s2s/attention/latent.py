@@ -73,10 +73,16 @@ class Latent(Attention):
     def prepare(self, memory: Memory) -> Memory:
         return memory._replace(keys=self.score.keys(memory.values))
 
+    def prior(self, query: Tensor, memory: Memory) -> Tensor:
+        """log alpha (B, T, S)."""
+        return masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))
+
+    def read(self, log_weights: Tensor, memory: Memory) -> Attended:
+        """The mixture; in evaluation always renormalised: what is measured and searched is a distribution."""
+        return read_mixture(log_weights, self.count, self.renormalise or not self.training, memory)
+
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
-        log_weights = masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))  # (B, T, S)
-        # In evaluation always renormalised: what is measured and searched is a distribution.
-        return read_mixture(log_weights, self.count, self.renormalise or not self.training, memory), state
+        return self.read(self.prior(query, memory), memory), state
 
     def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
         """With k, ``kept``: the weight of the positions that are summed over, before it is renormalised."""

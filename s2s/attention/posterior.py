@@ -21,30 +21,25 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from s2s.analysis.diagnostics import from_trace
 from s2s.attention.estimators import mean_context
-from s2s.attention.latent import MarginalSettings, posterior, read_mixture
-from s2s.attention.normalise import masked_log_softmax, wide
+from s2s.attention.latent import Latent, MarginalSettings, posterior
+from s2s.attention.normalise import wide
 from s2s.attention.scores import Score
-from s2s.interfaces import Attended, Attention, Memory, Told, Totals
+from s2s.interfaces import Attended, Memory, Told
 from s2s.tree import Tree
 
 
-class Posterior(Attention):
-    """A mixture of positions; the state (B, 1, S) is the logarithm of the last step's prior, -inf before the first."""
+class Posterior(Latent):
+    """Its state (B, 1, S) is the logarithm of the last step's prior, -inf before the first."""
 
     listens = True
 
     def __init__(self, score: Score, share: float, count: int | None, renormalise: bool, memory_size: int) -> None:
-        super().__init__()
-        self.score, self.share, self.context_size = score, share, memory_size
-        self.count, self.renormalise = count, renormalise
-
-    def prepare(self, memory: Memory) -> Memory:
-        return memory._replace(keys=self.score.keys(memory.values))
+        super().__init__(score, count, renormalise, memory_size)
+        self.share = share
 
     def start(self, memory: Memory) -> Tensor:
-        return torch.full_like(wide(memory.values[..., 0]), -torch.inf).unsqueeze(1)  # (B, 1, S)
+        return torch.full_like(wide(memory.values[..., 0]), -torch.inf).unsqueeze(1)
 
     def listen(self, told: Told, memory: Memory, state: Tree) -> tuple[Tensor, Tree]:
         """Before the first word nothing was read: the context is zero then."""
@@ -52,12 +47,8 @@ class Posterior(Attention):
         return mean_context(self.share * known + (1 - self.share) * state.exp(), memory.values), state
 
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
-        log_weights = masked_log_softmax(self.score(query, memory.keys), memory.mask.unsqueeze(1))  # (B, 1, S)
-        return read_mixture(log_weights, self.count, self.renormalise or not self.training, memory), log_weights
-
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
-        """As of `latent`: with k, the weight of the positions that are summed over."""
-        return from_trace(attended, real, "kept")
+        log_weights = self.prior(query, memory)
+        return self.read(log_weights, memory), log_weights
 
 
 class PosteriorSettings(MarginalSettings):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -186,8 +186,12 @@ class SelfAttention(_Projections):
 class Mechanisms(Across):
     """Another mechanism in every head, each with its own parameters and state."""
 
-    def __init__(self, size: int, memory_size: int, groups: int, mechanisms: Sequence[Attention]) -> None:
-        super().__init__(size, memory_size, len(mechanisms), groups)
+    def __init__(
+        self, size: int, memory_size: int, heads: int, groups: int, build: Callable[[int, int], Attention]
+    ) -> None:
+        """``build`` gives a mechanism for a query and a memory of these widths."""
+        mechanisms = [build(size // heads, size // heads) for _ in range(heads)]
+        super().__init__(size, memory_size, heads, groups)
         self.mechanisms = nn.ModuleList(mechanisms)
 
     def read(self, memory: Memory) -> tuple[KeysValues, ...]:

@@ -247,8 +247,7 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
         build: Callable[[int, int], Attention] = self.attention.build  # type: ignore[attr-defined]
         if self.heads == 1:
             return build(self.size, memory_size)
-        width = self.size // self.heads
-        return Heads(Mechanisms(self.size, memory_size, self.heads, [build(width, width) for _ in range(self.heads)]))
+        return Heads(Mechanisms(self.size, memory_size, self.heads, self.heads, build))
 
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> RNNDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's. ValueError if the encoder leaves too little."""

@@ -317,8 +317,8 @@ class TransformerDecoderSettings(StackSettings, DecoderSettings, Generic[A]):
         """One layer's attention to the source."""
         if self.attention is None:
             return MultiHead(self.size, memory_size, self.heads, self.shared, self.attention_dropout)
-        width, build = self.size // self.heads, self.attention.build  # type: ignore[attr-defined]
-        return Mechanisms(self.size, memory_size, self.shared, [build(width, width) for _ in range(self.heads)])
+        build = self.attention.build  # type: ignore[attr-defined]
+        return Mechanisms(self.size, memory_size, self.heads, self.shared, build)
 
     def build(self, embedding: nn.Embedding, encoder: Encoder, dropout: float, tied: bool) -> TransformerDecoder:
         """The decoder; ``tied``: its output matrix is the embedding's."""
