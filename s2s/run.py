@@ -23,6 +23,7 @@ from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError, ConfigError, UsageError
+from s2s.machine import start_vector_mathematics
 from s2s.models.seq2seq import Seq2Seq
 from s2s.progress import warn
 from s2s.training.trainer import own_tensors, seed_forward
@@ -89,6 +90,7 @@ class Run:
 
 def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
     """The network with its first weights, a function of ``config.seed``. Raises ConfigError where parts do not fit."""
+    start_vector_mathematics()
     seed_forward(config.seed, 0, 0)
     try:
         return config.model.build(tokenizers.source.size, tokenizers.target.size)

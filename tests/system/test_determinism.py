@@ -72,6 +72,21 @@ def test_no_worker_process_draws_or_orders(project: Path, new_run: Path, finishe
 
 
 @pytest.mark.slow
+@pytest.mark.fault("N7")
+def test_the_same_seed_in_two_threads_of_many_processes(project: Path, tmp_path: Path) -> None:
+    """Wide layers, so that elementwise work is shared; threads that start a library together race only now and then."""
+    wide = ["model.encoder.size=512", "model.decoder.size=512", "batches.tokens=1200", "batches.accumulate=1"]
+    short = ["training.precision=auto", "training.max_updates=2", "training.validate_every=2"]
+    found = set()
+    for number in range(10):
+        run = tmp_path / f"run-{number}"
+        outcome = finish(start(train_arguments(project, run, *wide, *short), extra={"OMP_NUM_THREADS": "2"}))
+        assert outcome.code == 0, outcome.err
+        found.add(digests(run)["model.safetensors"])
+    assert len(found) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.fault("N11")
 @pytest.mark.parametrize("architecture", ["finished", "finished_transformer"])
 def test_company_does_not_change_a_translation(
