@@ -1,20 +1,61 @@
-"""Products with a matrix that many steps share: their gradients wait, and become one product at the end.
+"""Products with matrices: those of many rows, and those with a matrix that many steps share.
 
-A recurrent decoder multiplies by the same weights, the same keys and the same values at every step. Left alone, the
-backward pass forms one small gradient for each step and adds them up, T times through the whole matrix. Here each use
-notes its two factors in a ledger, and the gradient is formed once, from all of them.
+**Many rows.** On a CPU the products of bf16 are compiled anew for every number of rows, which takes about as long as
+the product itself, and every batch has another number of positions. `linear` and whatever else multiplies all positions
+of a batch therefore has a multiple of 128 rows, the last of them zeros.
+
+**A shared matrix.** Gradients wait, and become one product at the end. A recurrent decoder multiplies by the same
+weights, the same keys and the same values at every step. Left alone, the backward pass forms one small gradient for
+each step and adds them up, T times through the whole matrix. Here each use notes its two factors in a ledger, and the
+gradient is formed once, from all of them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s2s.tree import Tree, map_tree
 
 _MARK, _CAST = "_s2s_ledger", "_s2s_cast"
+_ROWS, _MANY = 128, 1024
+
+
+def missing_rows(count: int, like: Tensor) -> int:
+    """How many rows of zeros a product of ``count`` rows, in the type and on the device of ``like``, is to have more.
+
+    None where kernels are not compiled for a shape; none for few rows, whose numbers return soon.
+    """
+    compiled = like.device.type == "cpu" and like.dtype == torch.bfloat16
+    return -count % _ROWS if compiled and count >= _MANY else 0
+
+
+def more_rows(matrix: Tensor) -> Tensor:
+    """(n, K) and `missing_rows` below it."""
+    missing = missing_rows(len(matrix), matrix)
+    return nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (..., K) W^T + b with W (J, K): (..., J), in the type of autocast where it is on."""
+    rows = math.prod(x.shape[:-1])
+    if rows < _MANY:
+        return nn.functional.linear(x, weight, bias)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
+        x = x.to(torch.get_autocast_dtype(device))
+    product = nn.functional.linear(more_rows(x.reshape(rows, -1)), weight, bias)
+    return product[:rows].view(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 class _Ledger:
@@ -38,9 +79,15 @@ class _Ledger:
         if self._pass != torch._C._current_graph_task_id() or not self.left:
             return None
         kind = self.left[0].dtype
-        total = torch.cat(self.left, -2).mT @ torch.cat([part.to(kind) for part in self.right], -2)
+        total = _joined(self.left).mT @ _joined([part.to(kind) for part in self.right])
         self.left, self.right = [], []
         return total
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """(..., n, K) each, below one another; of matrices, with the rows that are missing."""
+    missing = missing_rows(sum(map(len, parts)), parts[0]) if parts[0].dim() == 2 else 0
+    return torch.cat([*parts, parts[0].new_zeros(missing, parts[0].size(1))] if missing else parts, -2)
 
 
 class _Share(torch.autograd.Function):

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor, nn
 
 from s2s.attention.normalise import wide
-from s2s.products import by_rows
+from s2s.products import Linear, by_rows
 from s2s.settings import Settings, by_name
 
 
@@ -42,7 +42,7 @@ class Dot(Score):
 
     def __init__(self, query_size: int, memory_size: int, scaled: bool) -> None:
         super().__init__()
-        self.project = None if query_size == memory_size else nn.Linear(memory_size, query_size, bias=False)
+        self.project = None if query_size == memory_size else Linear(memory_size, query_size, bias=False)
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def keys(self, values: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class General(Score):
 
     def __init__(self, query_size: int, memory_size: int, scaled: bool) -> None:
         super().__init__()
-        self.project = nn.Linear(memory_size, query_size, bias=False)
+        self.project = Linear(memory_size, query_size, bias=False)
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
 
     def keys(self, values: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class Additive(Score):
         super().__init__()
         if identity_source and size != memory_size:
             raise ValueError(f"identity_source needs size {memory_size}, the width of the memory, not {size}")
-        self.query = nn.Linear(query_size, size, bias=False)
-        self.source = None if identity_source else nn.Linear(memory_size, size, bias=False)
+        self.query = Linear(query_size, size, bias=False)
+        self.source = None if identity_source else Linear(memory_size, size, bias=False)
         self.vector = nn.Parameter(torch.empty(size).uniform_(-1, 1) * math.sqrt(3.0 / size))
         self.gain = nn.Parameter(torch.tensor(math.sqrt(1.0 / size))) if normed else None
         self.bias = nn.Parameter(torch.zeros(size)) if normed else None
@@ -103,7 +103,7 @@ class Location(Score):
 
     def __init__(self, query_size: int, max_length: int) -> None:
         super().__init__()
-        self.rows = nn.Linear(query_size, max_length, bias=False)
+        self.rows = Linear(query_size, max_length, bias=False)
 
     def keys(self, values: Tensor) -> Tensor:
         return values[..., :0]  # only its length S is needed
@@ -129,7 +129,7 @@ class Cosine(Score):
 
     def __init__(self, query_size: int, memory_size: int, sharpness: float) -> None:
         super().__init__()
-        self.project = None if query_size == memory_size else nn.Linear(memory_size, query_size, bias=False)
+        self.project = None if query_size == memory_size else Linear(memory_size, query_size, bias=False)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(sharpness)))
 
     def keys(self, values: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import dropout_mask
 from s2s.models.recurrence import LayerState, Recurrence, RecurrentLayer
-from s2s.products import by_rows, share
+from s2s.products import by_rows, linear, share
 from s2s.tree import Tree, join_time, map_tree
 
 ReadoutKind = Literal["tanh", "maxout"]
@@ -108,13 +108,13 @@ class Readout(nn.Module):
     def forward(self, unread: Unread, context: Tensor) -> Tensor:
         """(B, T, ...) parts to (B, T, D). Contexts (B, T, N, M), or (B, 1, N, M) for all T, give (B, T, N, D)."""
         of_hidden, of_context, of_embedded = torch.split(self.join.weight, list(self.widths), 1)
-        inside = nn.functional.linear(unread.hidden, of_hidden)
+        inside = linear(unread.hidden, of_hidden)
         if unread.embedded is not None:
-            inside = inside + nn.functional.linear(unread.embedded, of_embedded)
+            inside = inside + linear(unread.embedded, of_embedded)
         keep = unread.keep
         if context.dim() > inside.dim():
             inside, keep = inside.unsqueeze(-2), None if keep is None else keep.unsqueeze(-2)
-        joined = self._joined(inside + nn.functional.linear(context, of_context))
+        joined = self._joined(inside + linear(context, of_context))
         return joined if keep is None else joined * keep
 
     def stepper(self) -> Callable[[Unread, Tensor], Tensor]:

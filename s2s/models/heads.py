@@ -24,6 +24,7 @@ from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import Dropout
 from s2s.models.positions import Absolute, Relation
 from s2s.models.reach import KeysValues, Reach, Rows, View
+from s2s.products import Linear, linear
 from s2s.tree import Tree
 
 Lanes = Sequence[tuple[KeysValues, View]]
@@ -43,17 +44,17 @@ class _Projections(nn.Module, ABC):
         self.key_value_bias = nn.Parameter(torch.zeros(2 * shared))
         for block in (self.query, self.key_value[:shared], self.key_value[shared:]):
             nn.init.xavier_uniform_(block, gain=1 / math.sqrt(2))
-        self.output = nn.Linear(size, size)
+        self.output = Linear(size, size)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(x.size(0), x.size(1), -1, self.width).transpose(1, 2)
 
     def _queries(self, x: Tensor) -> Tensor:
         """(B, T, d) to (B, heads, T, d / heads)."""
-        return self._split(nn.functional.linear(x, self.query, self.query_bias))
+        return self._split(linear(x, self.query, self.query_bias))
 
     def _keys_values(self, memory: Tensor) -> KeysValues:
-        both = nn.functional.linear(memory, self.key_value, self.key_value_bias)
+        both = linear(memory, self.key_value, self.key_value_bias)
         return KeysValues(*(self._split(part) for part in both.chunk(2, -1)))
 
     def _joined(self, context: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class SelfAttention(_Projections):
         """What x (B, T, d) reads of what was held and of itself, what is held now, and the weights."""
         weight, bias = torch.cat([self.query, self.key_value]), torch.cat([self.query_bias, self.key_value_bias])
         shared = self.groups * self.width
-        projected = nn.functional.linear(x, weight, bias).split_with_sizes([self.size, shared, shared], -1)
+        projected = linear(x, weight, bias).split_with_sizes([self.size, shared, shared], -1)
         query, keys, values = map(self._split, projected)
         query, keys = self.relation.turn(query, keys, look.first)
         new = KeysValues(keys, values)

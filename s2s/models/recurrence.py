@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from s2s.models.layers import Dropout, dropout_mask
-from s2s.products import by_rows, share
+from s2s.products import by_rows, linear, share
 
 CellKind = Literal["lstm", "gru"]
 
@@ -120,7 +120,7 @@ class RecurrentLayer(nn.Module):
 
     def gates(self, x: Tensor) -> Tensor:
         """The part of the gates that x (B, T, I) decides: (B, T, gates x H), one product for all T."""
-        return nn.functional.linear(x, self.weight_input, self.bias)
+        return linear(x, self.weight_input, self.bias)
 
     def stepper(self) -> Callable[[Tensor, Tensor | None, LayerState], LayerState]:
         """One step as a function: gates (B, gates x H), fed-back vector (B, F) or None, state -> state."""

@@ -25,6 +25,7 @@ from s2s.models.heads import Across, Look, Mechanisms, MultiHead, SelfAttention
 from s2s.models.layers import Dropout, lengths_to_mask, sinusoids
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
+from s2s.products import Linear
 from s2s.settings import AttentionSettings, DecoderSettings, EncoderSettings, Settings
 from s2s.tree import Tree, leaves
 
@@ -37,7 +38,7 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, size: int, inner: int, activation: Literal["relu", "gelu"], dropout: float) -> None:
         function = nn.ReLU() if activation == "relu" else nn.GELU()
-        super().__init__(nn.Linear(size, inner), function, Dropout(dropout), nn.Linear(inner, size))
+        super().__init__(Linear(size, inner), function, Dropout(dropout), Linear(inner, size))
 
 
 class StackSettings(Settings):

@@ -40,6 +40,7 @@ from torch.utils.checkpoint import checkpoint
 
 from s2s.configfile import FilePath
 from s2s.interfaces import BOS, NOTHING, PAD, Decoded, Decoder, Memory, Totals
+from s2s.products import more_rows
 from s2s.schedules import Ramp, is_probability, value_at
 from s2s.settings import Settings
 from s2s.tree import join_time
@@ -73,11 +74,12 @@ class _SmoothedLoss(torch.autograd.Function):
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, target: Tensor, smoothing: float, learn: bool
     ) -> tuple[Tensor, Tensor]:
         wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-        vocabulary = weight.size(0)
+        vocabulary, count = weight.size(0), features.size(0)
+        features = more_rows(features)
         loss, nll = features.new_zeros((), dtype=wide), features.new_zeros((), dtype=wide)
         matrix = weight.to(features.dtype)
         block, rows = max(1, _BLOCK // vocabulary), max(1, _ROWS // vocabulary)
-        buffers = torch.empty((2, min(rows, features.size(0)), vocabulary), dtype=wide, device=features.device)
+        buffers = torch.empty((2, min(rows, count), vocabulary), dtype=wide, device=features.device)
         if learn:
             by_features = torch.empty_like(features)
             by_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device)
@@ -85,10 +87,11 @@ class _SmoothedLoss(torch.autograd.Function):
         for first in range(0, features.size(0), block):
             part = features[first : first + block]
             narrow = part @ matrix.t()
-            for top in range(0, part.size(0), rows):
+            for top in range(0, min(part.size(0), count - first), rows):  # rows of zeros give scores of zero: no loss
                 gold = target[first + top : first + min(top + rows, block)].unsqueeze(1)
                 scores, chances = buffers[0, : gold.size(0)], buffers[1, : gold.size(0)]
-                scores.copy_(narrow[top : top + rows]).add_(bias)  # one mixed addition would take several times as long
+                own = narrow[top : top + len(gold)]
+                scores.copy_(own).add_(bias)  # one mixed addition would take several times as long
                 torch.softmax(scores, 1, out=chances)
                 # Log-sum-exp: the highest chance never underflows, and is that of the highest score.
                 total = scores.amax(1, keepdim=True) - chances.amax(1, keepdim=True).log()
@@ -102,12 +105,12 @@ class _SmoothedLoss(torch.autograd.Function):
                         chances.sub_(smoothing / vocabulary)
                     chances.scatter_add_(1, gold, chances.new_full(gold.shape, smoothing - 1))
                     by_bias += chances.sum(0)
-                    narrow[top : top + rows] = chances
+                    own.copy_(chances)
             if learn:
                 torch.mm(narrow, matrix, out=by_features[first : first + block])
                 by_weight += narrow.t() @ part
         if learn:
-            ctx.save_for_backward(by_features, by_weight, by_bias)
+            ctx.save_for_backward(by_features[:count], by_weight, by_bias)
             ctx.kind = weight.dtype
         ctx.mark_non_differentiable(nll)
         return loss, nll

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from fixtures import random
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2s.products import by_rows, of_rows, share, share_all
+from s2s.products import by_rows, linear, of_rows, share, share_all
+from s2s.training.objective import smoothed_loss
 
 Matrix = Callable[[Tensor], Tensor]
 """`share`, or nothing."""
@@ -132,3 +135,58 @@ def test_a_tree_is_shared_leaf_by_leaf() -> None:
     assert same is lengths and nothing is None
     (found,) = torch.autograd.grad(of_rows(random(2, 1, 3, seed=1), shared).sum(), [values])
     torch.testing.assert_close(found, random(2, 1, 3, seed=1).mT.expand(2, 3, 4))
+
+
+class _Rows(TorchDispatchMode):
+    """Notes how many rows every product of matrices has, forward and backward, and over how many it sums."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, int]] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        if operation in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.seen.append(tuple(arguments[-2].shape))
+        return operation(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("rows", [1023, 1024, 1100, 2047])
+def test_many_rows_are_rounded_up_and_change_nothing(rows: int) -> None:
+    """Under bf16 on a CPU; values and gradients are those of torch's own product, to its rounding."""
+    generator = torch.Generator().manual_seed(rows)
+    ours = [torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((1, rows, 24), (40, 24), (40,))]
+    theirs = [part.detach().clone().requires_grad_(True) for part in ours]
+    by_product = torch.randn(1, rows, 40, generator=generator).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16), _Rows() as products:
+        found = linear(*ours)
+        found.backward(by_product)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = torch.nn.functional.linear(*theirs)
+        expected.backward(by_product)
+    assert torch.equal(found, expected)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=2e-2, atol=2e-2)
+    if rows >= 1024:
+        assert {size for shape in products.seen for size in shape} <= {24, 40, 1024, 1152, 2048}
+
+
+def test_rows_of_zeros_are_no_words() -> None:
+    """The loss over 1,100 words in bf16 is that of plain arithmetic over the same numbers, and so are its gradients."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(1100, 8, generator=generator).bfloat16().requires_grad_(True)
+    weight = (0.5 * torch.randn(50, 8, generator=generator)).bfloat16().float().requires_grad_(True)
+    bias = torch.randn(50, generator=generator, requires_grad=True)
+    target = torch.randint(50, (1100,), generator=generator)
+    loss, nll = smoothed_loss(features, weight, bias, target, 0.1)
+    loss.backward()
+    wide = [part.detach().double().requires_grad_(True) for part in (features, weight, bias)]
+    log_chances = (wide[0] @ wide[1].t() + wide[2]).log_softmax(1)
+    of_gold = -log_chances.gather(1, target.unsqueeze(1)).sum()
+    expected = 0.9 * of_gold - 0.1 * log_chances.mean(1).sum()
+    expected.backward()
+    assert nll.item() == pytest.approx(of_gold.item(), rel=1e-3)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    for own, other in zip((features, weight, bias), wide, strict=True):
+        assert own.grad is not None and other.grad is not None
+        torch.testing.assert_close(own.grad.double(), other.grad, rtol=2e-2, atol=2e-2 * other.grad.abs().max().item())
