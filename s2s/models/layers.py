@@ -58,6 +58,33 @@ def sinusoids(first: int, count: int, size: int, like: Tensor) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :size].to(like.dtype)
 
 
+class Input(nn.Module):
+    """Embedded words times ``scale``, plus what tells their places, with dropout.
+
+    That is sinusoids where ``waves``, or ``learned`` vectors, the last of which all places behind it share; or nothing.
+    """
+
+    def __init__(
+        self, embedding: nn.Embedding, dropout: float, scale: float = 1.0, waves: bool = False, learned: int = 0
+    ) -> None:
+        super().__init__()
+        self.embedding, self.scale, self.waves, self.dropout = embedding, scale, waves, Dropout(dropout)
+        self.learned = nn.Embedding(learned, embedding.embedding_dim) if learned else None
+        if self.learned is not None:
+            nn.init.normal_(self.learned.weight, 0.0, embedding.embedding_dim**-0.5)
+
+    def forward(self, tokens: Tensor, first: int) -> Tensor:
+        """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d), zero where they are PAD."""
+        x = self.embedding(tokens) * self.scale
+        if self.waves:
+            x = x + sinusoids(first, tokens.size(1), x.size(-1), x)
+        elif self.learned is not None:
+            last = self.learned.num_embeddings - 1
+            x = x + self.learned(torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last))
+        dropped: Tensor = self.dropout(x.masked_fill((tokens == PAD).unsqueeze(-1), 0.0))
+        return dropped
+
+
 def lengths_to_mask(lengths: Tensor, positions: int) -> Tensor:
     """(B,) lengths to (B, positions) bool, True at real positions."""
     return torch.arange(positions, device=lengths.device) < lengths.unsqueeze(1)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Across, Look, Mechanisms, MultiHead, SelfAttention
-from s2s.models.layers import Dropout, lengths_to_mask, sinusoids
+from s2s.models.layers import Dropout, Input, lengths_to_mask
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
 from s2s.products import Linear
@@ -109,29 +109,12 @@ class StackSettings(Settings):
         return (Everywhere(ahead),) if self.sparse is None else self.sparse.reaches(ahead)
 
 
-class Input(nn.Module):
-    """Embedded words, scaled by sqrt(d), plus their positions where these join the words, with dropout."""
-
-    def __init__(self, settings: StackSettings, embedding: nn.Embedding, dropout: float) -> None:
-        super().__init__()
-        if embedding.embedding_dim != settings.size:
-            raise ValueError(f"a Transformer of size {settings.size} needs model.embedding {settings.size}")
-        self.embedding, self.size, self.dropout = embedding, settings.size, Dropout(dropout)
-        self.waves, self.learned = settings.positions == "sinusoidal", None
-        if settings.positions == "learned":
-            self.learned = nn.Embedding(settings.max_positions, settings.size)
-            nn.init.normal_(self.learned.weight, 0.0, settings.size**-0.5)
-
-    def forward(self, tokens: Tensor, first: int) -> Tensor:
-        """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d), zero where they are PAD."""
-        x = self.embedding(tokens) * math.sqrt(self.size)
-        if self.waves:
-            x = x + sinusoids(first, tokens.size(1), self.size, x)
-        elif self.learned is not None:
-            last = self.learned.num_embeddings - 1
-            x = x + self.learned(torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last))
-        dropped: Tensor = self.dropout(x.masked_fill((tokens == PAD).unsqueeze(-1), 0.0))
-        return dropped
+def embedded(settings: StackSettings, embedding: nn.Embedding, dropout: float) -> Input:
+    """Words times sqrt(d), and the positions that join them. Raises ValueError where their width is not the stack's."""
+    if embedding.embedding_dim != settings.size:
+        raise ValueError(f"a Transformer of size {settings.size} needs model.embedding {settings.size}")
+    learned = settings.max_positions if settings.positions == "learned" else 0
+    return Input(embedding, dropout, math.sqrt(settings.size), settings.positions == "sinusoidal", learned)
 
 
 class Layer(nn.Module):
@@ -197,7 +180,7 @@ class TransformerEncoder(Encoder):
         super().__init__()
         self.size = settings.size
         rate = dropout if settings.dropout is None else settings.dropout
-        self.input = Input(settings, embedding, rate)
+        self.input = embedded(settings, embedding, rate)
         self.layers = nn.ModuleList(Layer(settings, None, True, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.reaches = settings.reaches(True)
@@ -239,7 +222,7 @@ class TransformerDecoder(Decoder):
         super().__init__()
         rate = dropout if settings.dropout is None else settings.dropout
         self.heads, self.size = settings.heads, settings.size
-        self.input = Input(settings, embedding, rate)
+        self.input = embedded(settings, embedding, rate)
         across = partial(settings.across, memory_size)
         self.layers = nn.ModuleList(Layer(settings, across, False, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
