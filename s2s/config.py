@@ -27,6 +27,7 @@ from s2s.configfile import FilePath
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
 from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
+from s2s.models.conv import ConvDecoderSettings, ConvEncoderSettings
 from s2s.models.rnn_decoder import RNNDecoderSettings
 from s2s.models.rnn_encoder import RNNEncoderSettings
 from s2s.models.seq2seq import ModelSettings
@@ -75,9 +76,12 @@ _Inner = Annotated[Annotated[_Mechanism, Field(discriminator="kind")], BeforeVal
 AnyAttention = Annotated[
     Annotated[_Mechanism | CoverageSettings[_Inner], Field(discriminator="kind")], BeforeValidator(_recipe)
 ]
-AnyEncoder = Annotated[RNNEncoderSettings | TransformerEncoderSettings, Field(discriminator="kind")]
+AnyEncoder = Annotated[
+    RNNEncoderSettings | TransformerEncoderSettings | ConvEncoderSettings, Field(discriminator="kind")
+]
 AnyDecoder = Annotated[
-    RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings[AnyAttention], Field(discriminator="kind")
+    RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings[AnyAttention] | ConvDecoderSettings,
+    Field(discriminator="kind"),
 ]
 AnyTokenizer = Annotated[SentencePieceSettings | WhitespaceSettings, Field(discriminator="kind")]
 

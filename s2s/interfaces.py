@@ -60,6 +60,8 @@ class Memory(NamedTuple):
     """What a decoder or an attention computed once per sentence."""
     want: frozenset[str] = NOTHING
     """What of {"weights", "heads", "trace"} the caller will read; fixed per sentence, so nothing unread is computed."""
+    embedded: Tensor | None = None
+    """(B, S, M) the words as they went into the encoder, zero at padding, if it leaves them."""
 
 
 class Mixture(NamedTuple):

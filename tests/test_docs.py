@@ -26,6 +26,7 @@ PAGES = [
         "CONTRIBUTING.md",
         "docs/attention.md",
         "docs/transformer.md",
+        "docs/convs2s.md",
         "docs/search.md",
         "docs/translate.md",
         "docs/evaluate.md",

@@ -131,6 +131,18 @@ STACKS = {name: EVERY_STACK[name] for name in ("pre-sinusoidal", "pre-learned", 
     name: EVERY_STACK[name] for name, _ in (stack_of(*places) for places in pairwise(*map(len, STACK_AXES)))
 }
 
+CONV: Options = {"kind": "conv", "size": SIZE + 1, "layers": 2}
+CONVOLUTIONS: dict[str, tuple[int, Options, Options]] = {
+    "conv": (SIZE, CONV, CONV),
+    "conv/kernels": (6, {**CONV, "kernel": 5, "layers": 1}, {**CONV, "kernel": 2, "max_positions": 3}),
+    "conv/single": (6, {**CONV, "kernel": 1}, {**CONV, "kernel": 1, "layers": 1}),
+    "conv/from-rnn": (SIZE, BOTH_WAYS, CONV),
+    "conv/from-transformer": (SIZE, STACK, CONV),
+    "transformer/from-conv": (SIZE, {**CONV, "max_positions": 3}, STACK),
+}
+"""Width of embeddings, encoder and decoder, of which one is ConvS2S: kernels longer and shorter than a sentence, and
+fewer positions than it has."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -250,6 +262,10 @@ def candidates() -> Iterator[Case]:
         yield Case(stack, {"embedding": SIZE, "tie": "none", "encoder": options, "decoder": options})
     mixed = {"embedding": SIZE, "tie": "none", "encoder": ENCODERS["wider"], "decoder": STACKS["post-learned"]}
     yield Case("hybrid-transformer", mixed)
+    for name, (size, encoder, decoder) in CONVOLUTIONS.items():
+        yield Case(name, {"embedding": size, "tie": "none", "encoder": encoder, "decoder": decoder})
+    yield Case("tied-conv", {"embedding": 6, "tie": "all", "encoder": CONV, "decoder": CONV})
+    yield recurrent("rnn/from-conv", CONV, wiring="luong", cell="lstm")
     for tie, size in (("output", SIZE), ("output", 6), ("all", SIZE)):
         case = recurrent(f"tied-{tie}-{size}", BOTH_WAYS, wiring="cgru")
         yield Case(case.name, {**case.model, "tie": tie, "embedding": size})

@@ -270,6 +270,7 @@ LEARNERS = [
     "cgru/global(score=additive,normaliser=entmax15)",
     "luong-feeding/none",
     "pre-sinusoidal",
+    "conv",
 ]
 
 

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "compare")
 VOCABULARY, SIZE = 9, 32
 UPDATES, WARMUP, LOOK_EVERY = 800, 50, 25
-RATES = {"rnn": 0.01, "transformer": 0.002}
+RATES = {"rnn": 0.01, "transformer": 0.002, "conv": 0.005}
 """Learning rates: six layers of a Transformer do not stand what a recurrent layer does."""
 TINY = pairs((4, 5, 3, 2), seed=8)
 SLACK = 0.05

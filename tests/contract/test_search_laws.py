@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from grid import BOTH_WAYS, EVERY_STACK, STACK, Case, Options, Pairs, attending, build, pairs, recurrent
+from grid import BOTH_WAYS, CONV, EVERY_STACK, STACK, Case, Options, Pairs, attending, build, pairs, recurrent
 from torch import Tensor
 
 from s2s.errors import UsageError
@@ -23,7 +23,8 @@ SEEING: dict[str, Options] = {
     "post-alibi-window": {**EVERY_STACK["post-alibi-window"], "sparse": {"kind": "window", "size": 1}},
     "pre-rotary-strided-grouped": EVERY_STACK["pre-rotary-strided-grouped"],
 }
-"""Decoders by what they hold; under a window of one word the first of a translation is out of sight before the last."""
+"""Decoders by what they hold; under a window of one word the first of a translation is out of sight before the last, as
+it is to a convolution over two words."""
 CASES = [
     recurrent("luong", BOTH_WAYS, wiring="luong", cell="lstm", layers=2),
     recurrent("cgru", BOTH_WAYS, wiring="cgru", attention={"kind": "global", "normaliser": "entmax15"}),
@@ -34,6 +35,7 @@ CASES = [
         for name, decoder in SEEING.items()
     ),
     attending("local-m", {"kind": "local-m", "window": 1, "normaliser": "sparsemax"}, layers=1),
+    Case("conv", {"embedding": 6, "tie": "none", "encoder": CONV, "decoder": {**CONV, "kernel": 2, "layers": 1}}),
 ]
 each_model = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 PAIRS = pairs((5, 2, 4, 1))
