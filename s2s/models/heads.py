@@ -145,8 +145,8 @@ class MultiHead(Across):
 class Look(NamedTuple):
     """What the layers of one call of a stack have in common."""
 
-    first: int
-    """The place of the first word."""
+    first: int | Tensor
+    """The place of the first word; (B, 1, 1) where every sentence has its own."""
     passed: int
     """Places before it that the stack has read."""
     views: tuple[View, ...]
@@ -168,9 +168,12 @@ class SelfAttention(_Projections):
         return (KeysValues(none, none),) * len(self.reaches)
 
     def forward(
-        self, x: Tensor, held: Iterable[KeysValues | None], look: Look
+        self, x: Tensor, held: Iterable[KeysValues | None], look: Look, beside: Lanes = ()
     ) -> tuple[Tensor, tuple[KeysValues, ...], Tensor]:
-        """What x (B, T, d) reads of what was held and of itself, what is held now, and the weights."""
+        """What x (B, T, d) reads of what was held and of itself, what is held now, and the weights.
+
+        What stands ``beside`` is read too, and comes first in the weights.
+        """
         weight, bias = torch.cat([self.query, self.key_value]), torch.cat([self.query_bias, self.key_value_bias])
         shared = self.groups * self.width
         projected = linear(x, weight, bias).split_with_sizes([self.size, shared, shared], -1)
@@ -178,7 +181,8 @@ class SelfAttention(_Projections):
         query, keys = self.relation.turn(query, keys, look.first)
         new = KeysValues(keys, values)
         joined = [reach.join(old, new, look.passed) for reach, old in zip(self.reaches, held, strict=True)]
-        lanes = [(KeysValues(*map(self.each, one)), view) for one, view in zip(joined, look.views, strict=True)]
+        together = [*beside, *zip(joined, look.views, strict=True)]
+        lanes = [(KeysValues(*map(self.each, one)), view) for one, view in together]
         context, weights = attend(query, lanes, self.relation, self.dropout)
         kept = tuple(reach.keep(one) for reach, one in zip(self.reaches, joined, strict=True))
         return self._joined(context), kept, weights

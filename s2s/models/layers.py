@@ -47,12 +47,12 @@ def embedding(vocabulary: int, size: int) -> nn.Embedding:
     return table
 
 
-def sinusoids(first: int, count: int, size: int, like: Tensor) -> Tensor:
+def sinusoids(first: int | Tensor, count: int, size: int, like: Tensor) -> Tensor:
     """Sines and cosines of places first .. first + count - 1, interleaved, (count, size) (Vaswani 2017, section 3.5).
 
-    pe[2i] = sin(position / 10000^(2i/size)), pe[2i+1] = cos(the same).
+    pe[2i] = sin(position / 10000^(2i/size)), pe[2i+1] = cos(the same). Firsts (B, 1) give (B, count, size).
     """
-    position = torch.arange(first, first + count, device=like.device).float().unsqueeze(-1)
+    position = (torch.arange(count, device=like.device) + first).float().unsqueeze(-1)
     rate = torch.exp(torch.arange(0, size, 2, device=like.device, dtype=torch.float32) * (-math.log(10000.0) / size))
     angle = position * rate
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :size].to(like.dtype)
@@ -62,26 +62,37 @@ class Input(nn.Module):
     """Embedded words times ``scale``, plus what tells their places, with dropout.
 
     That is sinusoids where ``waves``, or ``learned`` vectors, the last of which all places behind it share; or nothing.
+    ``before`` of them more are for places before 0, the first of which all places before it share.
     """
 
     def __init__(
-        self, embedding: nn.Embedding, dropout: float, scale: float = 1.0, waves: bool = False, learned: int = 0
+        self,
+        embedding: nn.Embedding,
+        dropout: float,
+        scale: float = 1.0,
+        waves: bool = False,
+        learned: int = 0,
+        before: int = 0,
     ) -> None:
         super().__init__()
         self.embedding, self.scale, self.waves, self.dropout = embedding, scale, waves, Dropout(dropout)
-        self.learned = nn.Embedding(learned, embedding.embedding_dim) if learned else None
+        self.learned = nn.Embedding(before + learned, embedding.embedding_dim) if learned else None
+        self.before = before
         if self.learned is not None:
             nn.init.normal_(self.learned.weight, 0.0, embedding.embedding_dim**-0.5)
 
     def forward(self, tokens: Tensor, first: int) -> Tensor:
         """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d), zero where they are PAD."""
-        x = self.embedding(tokens) * self.scale
+        return self.placed(self.embedding(tokens) * self.scale, first, tokens != PAD)
+
+    def placed(self, x: Tensor, first: int | Tensor, mask: Tensor) -> Tensor:
+        """The same of vectors x (B, T, d), zero but at ``mask`` (B, T); the first place is one for all, or (B, 1)."""
         if self.waves:
-            x = x + sinusoids(first, tokens.size(1), x.size(-1), x)
+            x = x + sinusoids(first, x.size(1), x.size(-1), x)
         elif self.learned is not None:
-            last = self.learned.num_embeddings - 1
-            x = x + self.learned(torch.arange(first, first + tokens.size(1), device=tokens.device).clamp(max=last))
-        dropped: Tensor = self.dropout(x.masked_fill((tokens == PAD).unsqueeze(-1), 0.0))
+            row = torch.arange(x.size(1), device=x.device) + first + self.before
+            x = x + self.learned(row.clamp(0, self.learned.num_embeddings - 1))
+        dropped: Tensor = self.dropout(x.masked_fill(~mask.unsqueeze(-1), 0.0))
         return dropped
 
 

@@ -28,8 +28,8 @@ PositionKind = Literal["sinusoidal", "learned", "relative", "rotary", "alibi"]
 class Relation(nn.Module, ABC):
     """What a pair of places adds to self-attention; by itself nothing, since absolute positions join the words."""
 
-    def turn(self, query: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Queries (B, heads, T, d) and keys (B, groups, T, d) of places first .. first + T - 1."""
+    def turn(self, query: Tensor, keys: Tensor, first: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (B, heads, T, d) and keys (B, groups, T, d) of places first .. first + T - 1; or firsts (B, 1, 1)."""
         return query, keys
 
     def bias(self, query: Tensor, view: View) -> Tensor | None:
@@ -74,12 +74,12 @@ class Relative(Relation):
 class Rotary(Relation):
     """Queries and keys turned by angles that grow with their place, so that products see the difference."""
 
-    def turn(self, query: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    def turn(self, query: Tensor, keys: Tensor, first: int | Tensor) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(query.dtype, torch.float32)
         width = query.size(-1)
         rate = torch.exp(torch.arange(0, width, 2, device=query.device, dtype=kind) * (-math.log(10000.0) / width))
-        where = torch.arange(first, first + query.size(2), device=query.device, dtype=kind)
-        angle = where.unsqueeze(-1) * rate  # (T, d / 2)
+        where = torch.arange(query.size(2), device=query.device, dtype=kind) + first
+        angle = where.unsqueeze(-1) * rate  # (T, d / 2), or (B, 1, T, d / 2)
         cosine, sine = angle.cos(), angle.sin()
         return _turned(query, cosine, sine), _turned(keys, cosine, sine)
 

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
-from s2s.models.heads import Across, Look, Mechanisms, MultiHead, SelfAttention
+from s2s.models.heads import Across, Lanes, Look, Mechanisms, MultiHead, SelfAttention
 from s2s.models.layers import Dropout, Input, lengths_to_mask
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
@@ -148,10 +148,12 @@ class Layer(nn.Module):
         normed: Tensor = x if self.pre else self.norms[part](x)
         return normed
 
-    def itself(self, x: Tensor, held: Iterable[KeysValues | None], look: Look) -> tuple[Tensor, tuple[KeysValues, ...]]:
-        """Self-attention of x (B, T, d), and what is held now."""
-        y, kept, _ = self.own(self._before(0, x), held, look)
-        return self._after(0, x, y), kept
+    def itself(
+        self, x: Tensor, held: Iterable[KeysValues | None], look: Look, beside: Lanes = ()
+    ) -> tuple[Tensor, tuple[KeysValues, ...], Tensor]:
+        """Self-attention of x (B, T, d), what is held now, and the weights; see `SelfAttention`."""
+        y, kept, weights = self.own(self._before(0, x), held, look, beside)
+        return self._after(0, x, y), kept, weights
 
     def source(self, x: Tensor, memory: Memory, source: Tree, state: Tree) -> tuple[Tensor, Tensor, Tree]:
         """Attention of x (B, T, d) to the memory; the weights (B, heads, T, S), and its state.
@@ -249,7 +251,7 @@ class TransformerDecoder(Decoder):
         look = Look(passed, passed, tuple(reach.view(passed, count, None, x.device) for reach in self.reaches))
         after, shown, apart = [], [], []
         for layer, past, source in zip(self.layers, state.layers, memory.keys, strict=True):
-            x, own = layer.itself(x, past.own, look)  # type: ignore[operator]
+            x, own, _ = layer.itself(x, past.own, look)  # type: ignore[operator]
             x, weights, across = layer.source(x, memory, source, past.across)  # type: ignore[operator]
             x = layer.inner(x)  # type: ignore[operator]
             after.append(LayerPast(own, across))
