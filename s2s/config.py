@@ -28,6 +28,7 @@ from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
 from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
 from s2s.models.conv import ConvDecoderSettings, ConvEncoderSettings
+from s2s.models.decoder_only import DecoderOnlySettings, EmbeddingEncoderSettings
 from s2s.models.rnn_decoder import RNNDecoderSettings
 from s2s.models.rnn_encoder import RNNEncoderSettings
 from s2s.models.seq2seq import ModelSettings
@@ -77,10 +78,14 @@ AnyAttention = Annotated[
     Annotated[_Mechanism | CoverageSettings[_Inner], Field(discriminator="kind")], BeforeValidator(_recipe)
 ]
 AnyEncoder = Annotated[
-    RNNEncoderSettings | TransformerEncoderSettings | ConvEncoderSettings, Field(discriminator="kind")
+    RNNEncoderSettings | TransformerEncoderSettings | ConvEncoderSettings | EmbeddingEncoderSettings,
+    Field(discriminator="kind"),
 ]
 AnyDecoder = Annotated[
-    RNNDecoderSettings[AnyAttention] | TransformerDecoderSettings[AnyAttention] | ConvDecoderSettings,
+    RNNDecoderSettings[AnyAttention]
+    | TransformerDecoderSettings[AnyAttention]
+    | ConvDecoderSettings
+    | DecoderOnlySettings,
     Field(discriminator="kind"),
 ]
 AnyTokenizer = Annotated[SentencePieceSettings | WhitespaceSettings, Field(discriminator="kind")]

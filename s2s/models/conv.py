@@ -11,10 +11,9 @@ s = sqrt(1/2), and glu([p ; q]) = p sigmoid(q):
               c_i   = sqrt(S) sum_j a_ij (z_j + e_j)
               x^l_i = s (s (y_i + C c_i + c_0) + x^{l-1}_i)
 
-Each layer has its own W, U and C; outside a sentence x is zero. The paper's section 3.3 does not say on which side of
-attention the residual x^{l-1} joins; here it is behind, where the authors' released code has it. Words are read from
-O x^L + o. The lengths of sums are kept as in section 3.4, matrices begin as in 3.5, and all but those of words are
-normalised (section 4.2).
+Each layer has its own W, U and C; outside a sentence x is zero. Where the paper's equations have the residual x^{l-1}
+join before attention, here it is behind, as in the authors' released code. Words are read from O x^L + o. The lengths
+of sums are kept as in section 3.4, matrices begin as in 3.5, and all but those of words are normalised (section 4.2).
 
 The decoder's state is the window of inputs that each layer's next step still reads: the last k - 1 of them.
 """

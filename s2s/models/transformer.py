@@ -109,12 +109,16 @@ class StackSettings(Settings):
         return (Everywhere(ahead),) if self.sparse is None else self.sparse.reaches(ahead)
 
 
-def embedded(settings: StackSettings, embedding: nn.Embedding, dropout: float) -> Input:
-    """Words times sqrt(d), and the positions that join them. Raises ValueError where their width is not the stack's."""
+def embedded(settings: StackSettings, embedding: nn.Embedding, dropout: float, both_sides: bool = False) -> Input:
+    """Words times sqrt(d), and the positions that join them; ``both_sides``: there are places before 0 too.
+
+    Raises ValueError where their width is not the stack's.
+    """
     if embedding.embedding_dim != settings.size:
         raise ValueError(f"a Transformer of size {settings.size} needs model.embedding {settings.size}")
     learned = settings.max_positions if settings.positions == "learned" else 0
-    return Input(embedding, dropout, math.sqrt(settings.size), settings.positions == "sinusoidal", learned)
+    before = learned if both_sides else 0
+    return Input(embedding, dropout, math.sqrt(settings.size), settings.positions == "sinusoidal", learned, before)
 
 
 class Layer(nn.Module):

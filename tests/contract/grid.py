@@ -143,6 +143,20 @@ CONVOLUTIONS: dict[str, tuple[int, Options, Options]] = {
 """Width of embeddings, encoder and decoder, of which one is ConvS2S: kernels longer and shorter than a sentence, and
 fewer positions than it has."""
 
+EMBEDDING: Options = {"kind": "embedding"}
+ONE: Options = {**STACK, "kind": "decoder-only", "max_positions": 3, "max_distance": 2}
+ONE_STACK: dict[str, tuple[Options, Options]] = {
+    **{
+        "-".join(["decoder-only", source, positions]): (EMBEDDING, {**ONE, "source": source, "positions": positions})
+        for source in ("bidirectional", "causal")
+        for positions in get_args(PositionKind)
+    },
+    "decoder-only-post": (EMBEDDING, {**ONE, "norm": "post"}),
+    "decoder-only-grouped": (EMBEDDING, {**ONE, "groups": 1, "source": "causal", "positions": "relative"}),
+    "decoder-only/from-rnn": (BOTH_WAYS, ONE),
+}
+"""Encoder and a decoder that is the only stack."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -262,10 +276,14 @@ def candidates() -> Iterator[Case]:
         yield Case(stack, {"embedding": SIZE, "tie": "none", "encoder": options, "decoder": options})
     mixed = {"embedding": SIZE, "tie": "none", "encoder": ENCODERS["wider"], "decoder": STACKS["post-learned"]}
     yield Case("hybrid-transformer", mixed)
-    for name, (size, encoder, decoder) in CONVOLUTIONS.items():
-        yield Case(name, {"embedding": size, "tie": "none", "encoder": encoder, "decoder": decoder})
+    for name, (size, reads, writes) in CONVOLUTIONS.items():
+        yield Case(name, {"embedding": size, "tie": "none", "encoder": reads, "decoder": writes})
+    for name, (reads, writes) in ONE_STACK.items():
+        yield Case(name, {"embedding": SIZE, "tie": "none", "encoder": reads, "decoder": writes})
     yield Case("tied-conv", {"embedding": 6, "tie": "all", "encoder": CONV, "decoder": CONV})
+    yield Case("tied-decoder-only", {"embedding": SIZE, "tie": "all", "encoder": EMBEDDING, "decoder": ONE})
     yield recurrent("rnn/from-conv", CONV, wiring="luong", cell="lstm")
+    yield recurrent("rnn/from-embedding", EMBEDDING, wiring="bahdanau")
     for tie, size in (("output", SIZE), ("output", 6), ("all", SIZE)):
         case = recurrent(f"tied-{tie}-{size}", BOTH_WAYS, wiring="cgru")
         yield Case(case.name, {**case.model, "tie": tie, "embedding": size})

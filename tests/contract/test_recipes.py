@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "compare")
 VOCABULARY, SIZE = 9, 32
 UPDATES, WARMUP, LOOK_EVERY = 800, 50, 25
-RATES = {"rnn": 0.01, "transformer": 0.002, "conv": 0.005}
+RATES = {"rnn": 0.01, "transformer": 0.002, "conv": 0.005, "embedding": 0.01, "decoder-only": 0.002}
 """Learning rates: six layers of a Transformer do not stand what a recurrent layer does."""
 TINY = pairs((4, 5, 3, 2), seed=8)
 SLACK = 0.05
@@ -44,9 +44,9 @@ def shrunk(config: Config) -> ModelSettings[AnyEncoder, AnyDecoder]:
     page: dict[str, Any] = config.model.model_dump()
     page["embedding"] = SIZE
     for side in ("encoder", "decoder"):
-        page[side]["size"] = SIZE
-        if page[side]["kind"] == "transformer":
-            page[side]["feedforward"] = 2 * SIZE
+        for width, small in (("size", SIZE), ("feedforward", 2 * SIZE)):
+            if width in page[side]:
+                page[side][width] = small
     return ModelSettings[AnyEncoder, AnyDecoder].model_validate(page)
 
 

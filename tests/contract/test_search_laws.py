@@ -9,7 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from grid import BOTH_WAYS, CONV, EVERY_STACK, STACK, Case, Options, Pairs, attending, build, pairs, recurrent
+from grid import (
+    BOTH_WAYS,
+    CONV,
+    EMBEDDING,
+    EVERY_STACK,
+    ONE,
+    STACK,
+    Case,
+    Options,
+    Pairs,
+    attending,
+    build,
+    pairs,
+    recurrent,
+)
 from torch import Tensor
 
 from s2s.errors import UsageError
@@ -36,6 +50,7 @@ CASES = [
     ),
     attending("local-m", {"kind": "local-m", "window": 1, "normaliser": "sparsemax"}, layers=1),
     Case("conv", {"embedding": 6, "tie": "none", "encoder": CONV, "decoder": {**CONV, "kernel": 2, "layers": 1}}),
+    Case("decoder-only", {"embedding": STACK["size"], "tie": "none", "encoder": EMBEDDING, "decoder": ONE}),
 ]
 each_model = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 PAIRS = pairs((5, 2, 4, 1))
