@@ -32,7 +32,7 @@ from s2s.models.layers import Dropout, Input, lengths_to_mask
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-HALF = math.sqrt(0.5)
+ROOT_HALF = math.sqrt(0.5)
 """What keeps the variance of a sum of two."""
 
 
@@ -122,7 +122,7 @@ class ConvEncoder(Encoder):
             assert isinstance(layer, Convolution)
             margin = (layer.kernel - 1) // 2
             y = layer(nn.functional.pad(self.dropout(x), (0, 0, margin, margin)))
-            x = ((y + x) * HALF).masked_fill(behind, 0.0)
+            x = ((y + x) * ROOT_HALF).masked_fill(behind, 0.0)
         return Memory(self.leave(x).masked_fill(behind, 0.0), mask, lengths, embedded=embedded)
 
 
@@ -152,8 +152,8 @@ class Layer(nn.Module):
         """
         window = torch.cat([past, self.dropout(x)], 1)
         y = self.convolution(window)
-        context, weights = self._attend((self.ask(y) + words) * HALF, source)
-        x = ((y + self.tell(context)) * HALF + x) * HALF
+        context, weights = self._attend((self.ask(y) + words) * ROOT_HALF, source)
+        x = ((y + self.tell(context)) * ROOT_HALF + x) * ROOT_HALF
         return x, weights, window[:, x.size(1) :]
 
     def _attend(self, query: Tensor, source: Source) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class ConvDecoder(Decoder):
 
     def __init__(self, settings: ConvDecoderSettings, embedding: nn.Embedding, dropout: float) -> None:
         super().__init__()
-        width, self.past = embedding.embedding_dim, (settings.kernel - 1, settings.size)
+        width, self.window = embedding.embedding_dim, (settings.kernel - 1, settings.size)
         self.input = Input(embedding, dropout, learned=settings.max_positions)
         self.enter = Normed(width, settings.size, 1 - dropout)
         self.layers = nn.ModuleList(
@@ -199,7 +199,7 @@ class ConvDecoder(Decoder):
         values = z if memory.embedded is None else z + memory.embedded
         length = memory.lengths.to(values.dtype).sqrt().view(-1, 1, 1)  # real words: padding has no part in the scale
         source = Source(z, values * length, ~memory.mask.unsqueeze(1))
-        empty = memory.values.new_zeros(len(values), *self.past)
+        empty = memory.values.new_zeros(len(values), *self.window)
         state = Past(memory.values[:, :0, :0], (empty,) * len(self.layers))
         return memory._replace(keys=source, want=want), state
 
