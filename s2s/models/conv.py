@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.layers import Dropout, Input, lengths_to_mask
+from s2s.products import linear
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -51,7 +52,7 @@ class Normed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) to (..., outputs)."""
-        y: Tensor = nn.functional.linear(x, self.direction) * (self.length / self.direction.norm(dim=1)) + self.bias
+        y: Tensor = linear(x, self.direction) * (self.length / self.direction.norm(dim=1)) + self.bias
         return y
 
 
