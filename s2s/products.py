@@ -22,15 +22,20 @@ from s2s.tree import Tree, map_tree
 
 _MARK, _CAST = "_s2s_ledger", "_s2s_cast"
 _ROWS, _MANY = 128, 1024
+_FEW_ROWS, _FEW = 32, 16
 
 
 def missing_rows(count: int, like: Tensor) -> int:
     """How many rows of zeros a product of ``count`` rows, in the type and on the device of ``like``, is to have more.
 
-    None where kernels are not compiled for a shape; none for few rows, whose numbers return soon.
+    Zero where kernels are not compiled for a shape. In training few rows are those of a recurrent step, whose number
+    stays through a batch and returns soon; in search it changes whenever a sentence leaves.
     """
-    compiled = like.device.type == "cpu" and like.dtype == torch.bfloat16
-    return -count % _ROWS if compiled and count >= _MANY else 0
+    if like.device.type != "cpu" or like.dtype != torch.bfloat16:
+        return 0
+    if count >= _MANY:
+        return -count % _ROWS
+    return -count % _FEW_ROWS if count >= _FEW and not torch.is_grad_enabled() else 0
 
 
 def more_rows(matrix: Tensor) -> Tensor:
@@ -41,12 +46,11 @@ def more_rows(matrix: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) W^T + b with W (J, K): (..., J), in the type of autocast where it is on."""
-    rows = math.prod(x.shape[:-1])
-    if rows < _MANY:
-        return nn.functional.linear(x, weight, bias)
-    device = x.device.type
+    device, rows = x.device.type, math.prod(x.shape[:-1])
     if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
         x = x.to(torch.get_autocast_dtype(device))
+    if not missing_rows(rows, x):
+        return nn.functional.linear(x, weight, bias)
     product = nn.functional.linear(more_rows(x.reshape(rows, -1)), weight, bias)
     return product[:rows].view(*x.shape[:-1], -1)
 
@@ -174,7 +178,9 @@ def share_all(tree: Tree) -> Tree:
 def by_rows(x: Tensor, matrix: Tensor) -> Tensor:
     """x (..., n, K) times each row of ``matrix`` (..., m, K): (..., n, m), in the matrix' type."""
     x, ledger = x.to(matrix.dtype), getattr(matrix, _MARK, None)
-    product: Tensor = x @ matrix.mT if ledger is None else _ByRows.apply(x, matrix, ledger)  # type: ignore[no-untyped-call]
+    if ledger is None:
+        return x @ matrix.mT if x.dim() > 2 else (more_rows(x) @ matrix.mT)[: len(x)]
+    product: Tensor = _ByRows.apply(x, matrix, ledger)  # type: ignore[no-untyped-call]
     return product
 
 

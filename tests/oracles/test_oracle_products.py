@@ -190,3 +190,14 @@ def test_rows_of_zeros_are_no_words() -> None:
     for own, other in zip((features, weight, bias), wide, strict=True):
         assert own.grad is not None and other.grad is not None
         torch.testing.assert_close(own.grad.double(), other.grad, rtol=2e-2, atol=2e-2 * other.grad.abs().max().item())
+
+
+@pytest.mark.parametrize(("rows", "multiplied"), [(15, 15), (17, 32), (32, 32), (95, 96)])
+def test_few_rows_are_rounded_up_in_search(rows: int, multiplied: int) -> None:
+    """A step of search in bf16 multiplies 32 rows at a time; a step of training as many as there are."""
+    x, matrix = torch.randn(rows, 24).bfloat16(), torch.randn(40, 24).bfloat16()
+    for learns, expected in ((False, multiplied), (True, rows)):
+        with torch.set_grad_enabled(learns), _Rows() as products:
+            for product in (by_rows(x, matrix), linear(x, matrix)):
+                assert torch.equal(product, x @ matrix.t())
+        assert {shape[0] for shape in products.seen} == {expected} | ({rows} if not learns else set())
