@@ -149,8 +149,8 @@ class Attention(nn.Module, ABC):
         """Sums and counts that `after_update` will see, added over micro-batches and ranks."""
         return {}
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
-        """What the mechanism tells of itself at a validation, over target positions ``real`` (B, T) bool.
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
+        """What the mechanism tells of itself at a validation, over the target positions ``gold.real``.
 
         The trace was wanted. What weights alone can tell is measured for every kind: `s2s.analysis.diagnostics`.
         """
@@ -238,7 +238,7 @@ class Decoder(nn.Module, ABC):
         """See `Attention.statistics`."""
         return {}
 
-    def diagnostics(self, decoded: Decoded, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, decoded: Decoded, memory: Memory, target: Tensor) -> Totals:
         """See `Attention.diagnostics`."""
         return {}
 

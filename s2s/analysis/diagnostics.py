@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2s.interfaces import Attended, Decoded, Decoder, Memory, Totals
+from s2s.interfaces import PAD, Attended, Decoded, Decoder, Memory, Totals
 
 
 def summed(values: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,11 +61,11 @@ class Diagnostics:
     def __init__(self) -> None:
         self._totals: Totals = {}
 
-    def add(self, decoder: Decoder, decoded: Decoded, memory: Memory, real: Tensor) -> None:
-        """Take in a batch whose target positions are ``real`` (B, T); nothing where the mechanism has no weights."""
+    def add(self, decoder: Decoder, decoded: Decoded, memory: Memory, target: Tensor) -> None:
+        """Take in a batch of right words ``target`` (B, T), PAD last; nothing where the mechanism has no weights."""
         if decoded.weights is None:
             return
-        found = of_weights(decoded.weights, memory, real) | decoder.diagnostics(decoded, memory, real)
+        found = of_weights(decoded.weights, memory, target != PAD) | decoder.diagnostics(decoded, memory, target)
         for name, (total, count) in found.items():
             before = self._totals.get(name, (0.0, 0))
             self._totals[name] = total + before[0], count + before[1]

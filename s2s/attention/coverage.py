@@ -104,9 +104,10 @@ class Coverage(Attention):
     def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         return self.inner.statistics(attended, self._inside(memory), gold)
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         """Those of the mechanism inside, and ``again``: the weight on words that were read already."""
-        return self.inner.diagnostics(attended, self._inside(memory), real) | from_trace(attended, real, "again")
+        inside = self.inner.diagnostics(attended, self._inside(memory), gold)
+        return inside | from_trace(attended, gold.real, "again")
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.inner.after_update(totals)

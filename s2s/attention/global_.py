@@ -17,7 +17,7 @@ from torch import Tensor
 from s2s.analysis.diagnostics import from_trace
 from s2s.attention.normalise import AnyFilter, Normaliser, filtered, normalise
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
-from s2s.interfaces import Attended, Attention, Memory, Totals
+from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
 from s2s.products import of_rows
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
@@ -50,9 +50,9 @@ class Global(Attention):
         weights = normalise(scores, memory.mask.unsqueeze(1), self.normaliser)  # (B, T, S)
         return read(weights, memory, self.filter, {}), state
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         """With a filter, ``kept``: the mass that it left, before any renormalising."""
-        return from_trace(attended, real, "kept")
+        return from_trace(attended, gold.real, "kept")
 
 
 class GlobalSettings(AttentionSettings):

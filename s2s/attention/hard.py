@@ -102,13 +102,13 @@ class Hard(Attention):
     def statistics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         return self.estimator.statistics(attended, gold) if "log_weights" in attended.trace else {}
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         """``chosen``: the probability of the position that was read."""
         if "choice" not in attended.trace:  # the mixture of all positions is read
             return {}
         assert attended.weights is not None
         chosen = attended.weights.gather(-1, attended.trace["choice"].unsqueeze(-1)).squeeze(-1)  # (B, T)
-        return {"chosen": summed(chosen, real)}
+        return {"chosen": summed(chosen, gold.real)}
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.estimator.after_update(totals)

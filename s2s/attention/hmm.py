@@ -26,7 +26,7 @@ from s2s.analysis.diagnostics import from_trace
 from s2s.attention.latent import MarginalSettings, posterior, read_mixture
 from s2s.attention.normalise import masked_softmax, wide
 from s2s.attention.scores import Score
-from s2s.interfaces import Attended, Attention, Memory, Told, Totals
+from s2s.interfaces import Attended, Attention, Gold, Memory, Told, Totals
 from s2s.tree import Tree
 
 
@@ -90,9 +90,9 @@ class HiddenMarkov(Attention):
             scores = scores + wide(self.jumps(query, of_jumps))
         return masked_softmax(scores, readable.triu() if self.monotone else readable)
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         """As of `latent`: with k, the weight of the positions that are summed over."""
-        return from_trace(attended, real, "kept")
+        return from_trace(attended, gold.real, "kept")
 
 
 def _log(weights: Tensor) -> Tensor:

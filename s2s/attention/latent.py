@@ -20,7 +20,7 @@ from s2s.analysis.diagnostics import from_trace
 from s2s.attention.estimators import mean_context
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
-from s2s.interfaces import Attended, Attention, Memory, Mixture, Told, Totals
+from s2s.interfaces import Attended, Attention, Gold, Memory, Mixture, Told, Totals
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
 
@@ -84,9 +84,9 @@ class Latent(Attention):
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         return self.read(self.prior(query, memory), memory), state
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         """With k, ``kept``: the weight of the positions that are summed over, before it is renormalised."""
-        return from_trace(attended, real, "kept")
+        return from_trace(attended, gold.real, "kept")
 
 
 class MarginalSettings(AttentionSettings):

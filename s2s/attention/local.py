@@ -29,7 +29,7 @@ from s2s.analysis.diagnostics import from_trace, summed
 from s2s.attention.global_ import read
 from s2s.attention.normalise import AnyFilter, Normaliser, normalise, renormalised, wide
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
-from s2s.interfaces import Attended, Attention, Memory, Totals
+from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
 from s2s.schedules import Ramp, ends, whole_at
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree
@@ -86,15 +86,15 @@ class _Local(Attention):
         window = torch.full_like(centre, int(self.window))
         return {"centre": centre, "window": window, "in_window": (everywhere * inside).sum(-1)}
 
-    def diagnostics(self, attended: Attended, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, attended: Attended, memory: Memory, gold: Gold) -> Totals:
         """``in_window``; with a filter ``kept``, the mass that it left; ``centre``, p_t / S; and how far that moves.
 
         ``centre_step`` is |p_t - p_{t-1}|: a predicted position that stands still has 0.
         """
         centre = attended.trace["centre"].double()  # (B, T)
-        return from_trace(attended, real, "in_window", "kept") | {
-            "centre": summed(centre / memory.lengths.unsqueeze(1), real),
-            "centre_step": summed((centre[:, 1:] - centre[:, :-1]).abs(), real[:, 1:]),
+        return from_trace(attended, gold.real, "in_window", "kept") | {
+            "centre": summed(centre / memory.lengths.unsqueeze(1), gold.real),
+            "centre_step": summed((centre[:, 1:] - centre[:, :-1]).abs(), gold.real[:, 1:]),
         }
 
 

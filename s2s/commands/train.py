@@ -27,7 +27,7 @@ from s2s.data.tokenizer import Tokenizers
 from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
-from s2s.interfaces import PAD, Attention
+from s2s.interfaces import Attention
 from s2s.progress import say, silent, warn
 from s2s.run import Run, Trained, build_model, default_directory, load_trained, start_like, warm_start
 from s2s.search.translate import Translator
@@ -391,5 +391,5 @@ def likelihood(
         decoded, memory = model(source, lengths, target[:, :-1], Diagnostics.WANT)
         sums = step.measure(decoded, memory, target[:, 1:])
         nll, tokens = nll + float(sums.nll), tokens + int(sums.tokens)
-        diagnostics.add(model.decoder, decoded, memory, target[:, 1:] != PAD)  # type: ignore[arg-type]
+        diagnostics.add(model.decoder, decoded, memory, target[:, 1:])  # type: ignore[arg-type]
     return nll / tokens, diagnostics.means()

@@ -124,9 +124,9 @@ class RNNDecoder(Decoder):
         assert decoded.attended is not None
         return self.attention.statistics(decoded.attended, memory, _Gold(self, decoded, memory, target))
 
-    def diagnostics(self, decoded: Decoded, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, decoded: Decoded, memory: Memory, target: Tensor) -> Totals:
         assert decoded.attended is not None
-        return self.attention.diagnostics(decoded.attended, memory, real)
+        return self.attention.diagnostics(decoded.attended, memory, _Gold(self, decoded, memory, target))
 
     def after_update(self, totals: Mapping[str, tuple[float, float]]) -> None:
         self.attention.after_update(totals)

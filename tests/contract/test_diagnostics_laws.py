@@ -21,7 +21,7 @@ def measured(model: Seq2Seq, *batches: Pairs) -> dict[str, float]:
     diagnostics = Diagnostics()
     for some in batches:
         decoded, memory = model(some.source, some.lengths, some.words, Diagnostics.WANT)
-        diagnostics.add(model.decoder, decoded, memory, some.gold != PAD)
+        diagnostics.add(model.decoder, decoded, memory, some.gold)
     return diagnostics.means()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,11 @@ def build(**options: Any) -> Attention:
     return redrawn(built, 0.8)
 
 
+def words_at(real: Tensor) -> Any:
+    """As much of a `Gold` as is asked here: where there are right words (B, T)."""
+    return SimpleNamespace(real=real)
+
+
 @torch.no_grad()
 def told(attention: Attention, query: Tensor | None = None) -> tuple[dict[str, float], Attended, Memory]:
     """The means of what is told over the real words, what was attended to, and the memory."""
@@ -35,7 +41,7 @@ def told(attention: Attention, query: Tensor | None = None) -> tuple[dict[str, f
     query = 2 * random(len(LENGTHS), STEPS, 5) if query is None else query
     attended, _ = attention(query, memory, attention.start(memory))
     real = torch.arange(STEPS) < torch.tensor(TARGETS).unsqueeze(1)
-    totals = attention.diagnostics(attended, memory, real)
+    totals = attention.diagnostics(attended, memory, words_at(real))
     return {name: float(total / count) for name, (total, count) in totals.items()}, attended, memory
 
 
@@ -88,7 +94,7 @@ def test_local_m_in_numbers() -> None:
     attention = LocalMonotonic(Given(double(1, 2, 3, 4).log()), "softmax", M, window=0)
     memory = attention.prepare(memory_of(random(1, 4, M), (4,), WANT))
     attended, _ = attention(random(1, 5, 5), memory, attention.start(memory))
-    totals = attention.diagnostics(attended, memory, torch.ones(1, 5, dtype=torch.bool))
+    totals = attention.diagnostics(attended, memory, words_at(torch.ones(1, 5, dtype=torch.bool)))
     assert {name: (float(total), int(count)) for name, (total, count) in totals.items()} == {
         "in_window": (pytest.approx(0.1 + 0.2 + 0.3 + 0.4 + 0.4), 5),
         "centre": (pytest.approx((1 + 2 + 3 + 4 + 4) / 4), 5),

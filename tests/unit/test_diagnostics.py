@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from s2s.analysis.diagnostics import Diagnostics, GradientMoments, from_trace, gradient_moments, of_weights, summed
-from s2s.interfaces import Attended, Decoded, Decoder, Memory, Totals
+from s2s.interfaces import PAD, Attended, Decoded, Decoder, Memory, Totals
 from s2s.tree import Tree
 
 
@@ -125,9 +125,9 @@ class Telling(Decoder):
     def shares(self, state: Tree) -> bool:
         raise NotImplementedError
 
-    def diagnostics(self, decoded: Decoded, memory: Memory, real: Tensor) -> Totals:
+    def diagnostics(self, decoded: Decoded, memory: Memory, target: Tensor) -> Totals:
         assert decoded.weights is not None
-        return {"first": summed(decoded.weights[..., 0], real)}
+        return {"first": summed(decoded.weights[..., 0], target != PAD)}
 
 
 def test_batches_are_added_before_they_are_divided() -> None:
@@ -135,7 +135,7 @@ def test_batches_are_added_before_they_are_divided() -> None:
     for sources, targets, seed in (((5, 3), (2, 4), 0), ((2,), (3,), 1)):
         weights = random_weights(sources, max(targets), seed)
         decoded = Decoded(torch.zeros(1), weights=weights)
-        diagnostics.add(Telling(), decoded, memory_of(sources), real_of(targets, max(targets)))
+        diagnostics.add(Telling(), decoded, memory_of(sources), real_of(targets, max(targets)).long())
         own = [float(weights[b, t, 0]) for b, count in enumerate(targets) for t in range(count)]
         terms.append(by_loops(weights.tolist(), sources, targets) | {"first": own})
     expected = {name: sum(terms[0][name] + terms[1][name]) / len(terms[0][name] + terms[1][name]) for name in terms[0]}
@@ -146,7 +146,7 @@ def test_batches_are_added_before_they_are_divided() -> None:
 
 def test_without_weights_there_is_nothing() -> None:
     diagnostics = Diagnostics()
-    diagnostics.add(Telling(), Decoded(torch.zeros(1)), memory_of((3,)), real_of((2,), 2))
+    diagnostics.add(Telling(), Decoded(torch.zeros(1)), memory_of((3,)), real_of((2,), 2).long())
     assert diagnostics.means() == {}
 
 
@@ -154,7 +154,7 @@ def test_a_mean_over_nothing_is_left_out() -> None:
     """Sentences of one word have no neighbours."""
     diagnostics = Diagnostics()
     decoded = Decoded(torch.zeros(1), weights=random_weights((3,), 1, 0))
-    diagnostics.add(Telling(), decoded, memory_of((3,)), real_of((1,), 1))
+    diagnostics.add(Telling(), decoded, memory_of((3,)), real_of((1,), 1).long())
     assert "monotonicity" not in diagnostics.means() and "entropy" in diagnostics.means()
 
 
