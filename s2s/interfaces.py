@@ -92,6 +92,13 @@ class Gold(Protocol):
     Only the readout changes: the recurrence keeps what it was fed. Without a context: the one that was read.
     """
 
+    def hindsight(self) -> Tensor:
+        """What all right words together, read in both directions, tell of each: (B, T, W), with gradient.
+
+        Zero at padding. Only for a mechanism that says how wide: `Attention.hindsight`.
+        """
+        ...
+
     @property
     def real(self) -> Tensor:
         """(B, T) bool, True where there is a right word; the answer is zero elsewhere, and may be zero here."""
@@ -113,13 +120,15 @@ class Attention(nn.Module, ABC):
     ``asks_gold`` is True where `penalties` or `statistics` call ``gold`` with a context of their own; ``draws`` where
     training estimates a gradient by what it draws, so that the estimate has a variance; ``listens`` where the next step
     depends on how likely the last word was at the positions it could come from. Then queries come one at a time, and
-    `listen` is called before each.
+    `listen` is called before each. ``hindsight`` is the width, an even number, of what `Gold.hindsight` tells; 0 asks
+    for nothing.
     """
 
     context_size: int
     asks_gold = False
     draws = False
     listens = False
+    hindsight = 0
 
     def prepare(self, memory: Memory) -> Memory:
         """Compute once per sentence what every step needs (usually the keys)."""

@@ -61,7 +61,7 @@ class Coverage(Attention):
         super().__init__()
         self.inner, self.record, self.schedule, self.weight = inner, record, weight, value_at(weight, 0)
         self.context_size, self.asks_gold, self.draws = inner.context_size, inner.asks_gold, inner.draws
-        self.listens = inner.listens
+        self.listens, self.hindsight = inner.listens, inner.hindsight
         self.vector = nn.Parameter(torch.zeros(record.width * size))  # one after the other: no matrix to be drawn anew
 
     def prepare(self, memory: Memory) -> Memory:

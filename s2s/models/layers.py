@@ -99,3 +99,17 @@ class Input(nn.Module):
 def lengths_to_mask(lengths: Tensor, positions: int) -> Tensor:
     """(B,) lengths to (B, positions) bool, True at real positions."""
     return torch.arange(positions, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def pick(x: Tensor, places: Tensor) -> Tensor:
+    """x (B, S, W) at the positions ``places`` (B, T) of each sentence: (B, T, W)."""
+    return x.gather(1, places.unsqueeze(-1).expand(-1, -1, x.size(-1)))
+
+
+def backwards(lengths: Tensor, mask: Tensor) -> Tensor:
+    """The places (B, S) of sentences with ``lengths`` (B,) read from their ends, their padding staying where it is.
+
+    ``mask`` (B, S) bool is `lengths_to_mask`. Picked twice, everything is where it was.
+    """
+    place = torch.arange(mask.size(1), device=mask.device)
+    return torch.where(mask, lengths.unsqueeze(1) - 1 - place, place)

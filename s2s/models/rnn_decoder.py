@@ -25,6 +25,7 @@ from s2s.models.cells import (
     with_time,
 )
 from s2s.models.heads import Heads, Mechanisms
+from s2s.models.hindsight import Hindsight
 from s2s.models.layers import Dropout
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
@@ -37,14 +38,23 @@ Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class RNNDecoder(Decoder):
-    """Embedding, first state, wiring and output matrix. ``narrow`` fits h~ to an output matrix tied to embeddings."""
+    """Embedding, first state, wiring and output matrix. ``narrow`` fits h~ to an output matrix tied to embeddings.
+
+    ``hindsight`` reads the right words in training, for an attention that asks for it.
+    """
 
     def __init__(
-        self, embedding: nn.Embedding, dropout: float, start: Start, wiring: Wiring, narrow: nn.Linear | None
+        self,
+        embedding: nn.Embedding,
+        dropout: float,
+        start: Start,
+        wiring: Wiring,
+        narrow: nn.Linear | None,
+        hindsight: Hindsight | None,
     ) -> None:
         super().__init__()
         self.embedding, self.embedded, self.first, self.wiring = embedding, Dropout(dropout), start, wiring
-        self.narrow = narrow
+        self.narrow, self.hindsight = narrow, hindsight
         width = wiring.readout.size if narrow is None else narrow.out_features
         self.output = nn.Linear(width, embedding.num_embeddings)
 
@@ -164,7 +174,7 @@ class _Gold:
     """See `s2s.interfaces.Gold`; zero where the target is padding."""
 
     def __init__(self, decoder: RNNDecoder, decoded: Decoded, memory: Memory, target: Tensor) -> None:
-        self.decoder, self.decoded, self.memory = decoder, decoded, memory
+        self.decoder, self.decoded, self.memory, self.target = decoder, decoded, memory, target
         self.words = _Words(decoder, target)
         self.real = self.words.real
 
@@ -175,6 +185,11 @@ class _Gold:
             return self.words.read_from(self.decoder.features(self.decoded, self.memory, self.real))
         mixed = self.decoder.logits(self.decoded, self.memory, self.real)  # log-probabilities
         return self.words.placed(mixed.gather(1, self.words.ids.unsqueeze(1))[:, 0])
+
+    def hindsight(self) -> Tensor:
+        decoder = self.decoder
+        assert decoder.hindsight is not None, "built where the attention asks for it"
+        return decoder.hindsight(decoder.embedded(decoder.embedding(self.target)), self.real.sum(1))  # type: ignore[no-any-return]
 
 
 class RNNDecoderSettings(DecoderSettings, Generic[A]):
@@ -278,7 +293,8 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
         narrow = nn.Linear(self.size, width, bias=False) if tied and self.size != width else None
         start = Start(self.start, self.cell, self.layers, self.size, encoder.size, encoder.leaves)
         embedded = rate if self.embedding_dropout is None else self.embedding_dropout
-        decoder = RNNDecoder(embedding, embedded, start, wiring, narrow)
+        hindsight = Hindsight(self.cell, width, attention.hindsight) if attention.hindsight else None
+        decoder = RNNDecoder(embedding, embedded, start, wiring, narrow, hindsight)
         if tied:
             decoder.output.weight = embedding.weight
         return decoder

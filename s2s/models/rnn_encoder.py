@@ -14,16 +14,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import Encoder, Final, Leaves, Memory
-from s2s.models.layers import Dropout, dropout_mask, lengths_to_mask
+from s2s.models.layers import Dropout, backwards, dropout_mask, lengths_to_mask, pick
 from s2s.models.recurrence import CellKind, RecurrentLayer
 from s2s.settings import EncoderSettings
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-def pick(x: Tensor, places: Tensor) -> Tensor:
-    """x (B, S, W) at the positions ``places`` (B, T) of each sentence: (B, T, W)."""
-    return x.gather(1, places.unsqueeze(-1).expand(-1, -1, x.size(-1)))
 
 
 class RNNEncoder(Encoder):
@@ -53,8 +48,7 @@ class RNNEncoder(Encoder):
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         """(B, S) ids and (B,) lengths to memory of width ``size``; `Memory.final` has every layer's last states."""
         mask = lengths_to_mask(lengths, source.size(1))
-        place = torch.arange(source.size(1), device=source.device).expand_as(source)
-        turned = torch.where(mask, lengths.unsqueeze(1) - 1 - place, place)  # its own inverse
+        turned = backwards(lengths, mask)
         x = self.embedding(source.masked_fill(~mask, 0))
         x = self.embedded(pick(x, turned) if self.reverse else x)
         hiddens: list[Tensor] = []

@@ -59,6 +59,9 @@ class Answers:
     def __call__(self, context: Tensor | None = None) -> Tensor:
         return self.answer(self.attended.context if context is None else context)
 
+    def hindsight(self) -> Tensor:
+        raise NotImplementedError
+
 
 def answers(attended: Attended, answer: Callable[[Tensor], Tensor], real: Tensor | None = None) -> Gold:
     """The same, perhaps with some of the words (B, T) padding."""
