@@ -23,6 +23,7 @@ from s2s.attention.logistics import LogisticsSettings
 from s2s.attention.monotonic import MochaSettings, MonotonicSettings
 from s2s.attention.none import NoneSettings
 from s2s.attention.posterior import PosteriorSettings
+from s2s.attention.variational import VariationalSettings
 from s2s.configfile import FilePath
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
@@ -34,7 +35,7 @@ from s2s.models.rnn_encoder import RNNEncoderSettings
 from s2s.models.seq2seq import ModelSettings
 from s2s.models.transformer import TransformerDecoderSettings, TransformerEncoderSettings
 from s2s.search.beam import SearchSettings
-from s2s.settings import Settings
+from s2s.settings import AttentionSettings, Settings
 from s2s.training.objective import ObjectiveSettings
 from s2s.training.optimizer import Adam, AnyOptimizer
 from s2s.training.trainer import TrainingSettings
@@ -70,6 +71,7 @@ _Mechanism = (
     | LatentSettings
     | PosteriorSettings
     | HMMSettings
+    | VariationalSettings
     | LogisticsSettings
 )
 """Every kind but the wrappers, which can stand round any of them that they do not refuse."""
@@ -128,6 +130,13 @@ class Config(Settings):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")
             if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
                 raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")
+        attention: AttentionSettings | None = getattr(self.model.decoder, "attention", None)
+        if attention is not None and attention.bounds and (key := self.objective.over_words):
+            kind: str = attention.kind  # type: ignore[attr-defined]
+            raise ValueError(
+                f"objective.{key}: attention {kind} learns by a bound of the right words' likelihood; what training "
+                "reads is not the distribution over all words that it translates with, which this needs"
+            )
         return self
 
 

@@ -39,6 +39,11 @@ class AttentionSettings(Settings):
         """Whether the encoder's last states are needed."""
         return False
 
+    @property
+    def bounds(self) -> bool:
+        """Whether training reads words for a bound of their likelihood alone, by another distribution than search."""
+        return False
+
     def refusal(self, wiring: str, input_feeding: bool) -> str | None:
         """Why this mechanism cannot be used under a wiring of the decoder; None where it can."""
         return None

@@ -138,6 +138,10 @@ class CoverageSettings(AttentionSettings, Generic[A]):
     def reads_final(self) -> bool:
         return self.inner.reads_final
 
+    @property
+    def bounds(self) -> bool:
+        return self.inner.bounds
+
     def refusal(self, wiring: str, input_feeding: bool) -> str | None:
         return self.inner.refusal(wiring, input_feeding)
 

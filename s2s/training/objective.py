@@ -227,6 +227,15 @@ class ObjectiveSettings(Settings):
     """Probability that a word read is the model's own instead of the right one (Bengio 2015); a number, or a ramp.
     Above 0 every decoder goes step by step."""
 
+    @property
+    def over_words(self) -> str | None:
+        """The setting that needs the distribution over all words as training reads it; None where none does."""
+        if self.teacher is not None:
+            return "teacher"
+        if self.r_drop:
+            return "r_drop"
+        return "scheduled_sampling" if self.scheduled_sampling != 0.0 else None
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.teacher is not None and self.scheduled_sampling != 0.0:

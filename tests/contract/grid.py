@@ -57,6 +57,11 @@ EXAMPLES: dict[str, list[Options]] = {
     ],
     "latent": [{}, {"k": 2, "score": "general"}, {"k": 2, "renormalise": True, "score": "additive"}],
     "posterior": [{}, {"k": 2, "score": "additive"}, {"k": 2, "renormalise": True, "share": 0.5, "score": "dot"}],
+    "variational": [
+        {},
+        {"estimator": "reinforce", "size": 3, "score": "additive"},
+        {"k": 2, "score": {"kind": "location", "max_length": 4}},
+    ],
     "hmm": [
         {"reach": 2, "score": "additive"},
         {"monotone": True, "reach": None, "score": {"kind": "location", "max_length": 4}},

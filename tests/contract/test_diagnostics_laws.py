@@ -72,6 +72,8 @@ def test_being_looked_at_changes_nothing(case: Case) -> None:
         ({"kind": "hard", "estimator": "enumerate"}, False),
         ({"kind": "hard", "estimator": "reinforce"}, True),
         ({"kind": "hard", "estimator": "gumbel"}, True),
+        ({"kind": "variational"}, False),
+        ({"kind": "variational", "estimator": "reinforce"}, True),
         ({"kind": "coverage", "inner": {"kind": "hard", "estimator": "gumbel", "score": "additive"}}, True),
     ],
 )
