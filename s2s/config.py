@@ -131,6 +131,13 @@ class Config(Settings):
             if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
                 raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")
         attention: AttentionSettings | None = getattr(self.model.decoder, "attention", None)
+        if self.objective.minimum_risk is not None:
+            inner = getattr(attention, "inner", attention)
+            if isinstance(inner, HardSettings | VariationalSettings):
+                raise ValueError(
+                    f"objective.minimum_risk: attention {inner.kind} learns by a bound, and training never knows how "
+                    "likely a whole translation is, which risk is weighed by; choose another attention"
+                )
         if attention is not None and attention.bounds and (key := self.objective.over_words):
             kind: str = attention.kind  # type: ignore[attr-defined]
             raise ValueError(

@@ -17,6 +17,7 @@ from s2s import config as configuration
 from s2s import configfile
 from s2s.analysis.diagnostics import Diagnostics, gradient_moments
 from s2s.checkpoint import Checkpoints, Loaded, RunLock, load, require
+from s2s.commands.candidates import Proposer
 from s2s.commands.prepare import cache_of, given_tokenizers
 from s2s.config import Config
 from s2s.data import tokenizer
@@ -119,7 +120,10 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
         f"{torch.get_num_threads()} threads{f', {world.size} processes' if world.size > 1 else ''}")  # fmt: skip
     teacher = _teacher(config, prepared.tokenizers)
-    step = TrainingStep(model, config.objective, None if teacher is None else teacher.model)
+    propose = None
+    if config.objective.minimum_risk is not None:
+        propose = Proposer(config.objective.minimum_risk, prepared.tokenizers.target)
+    step = TrainingStep(model, config.objective, None if teacher is None else teacher.model, propose)
     facts = {
         "config": config.model_dump(mode="json"),
         "tokenizer": prepared.tokenizers.fingerprint,

@@ -26,12 +26,20 @@ Distillation word by word (Kim & Rush 2016, section 3.1) puts what a teacher pre
 
 Scheduled sampling (Bengio et al. 2015, section 2.4) reads the sentence word by word: each word but the first is, with a
 probability that the update decides, one drawn from the model's own distribution; what is to be said stays what it was.
+
+Minimum risk training (Shen et al. 2016, section 3) weighs translations y of a sentence x against each other, a few
+candidates S that were drawn from the model, by what they cost beside the right one, y*:
+
+    risk = sum_{y in S} Q(y) cost(y, y*),    Q(y) = p(y | x)^sharpness / sum_{y' in S} p(y' | x)^sharpness
+    loss = likelihood x loss + (1 - likelihood) x sum over sentences of |y*| risk
+
+A sentence counts as often as its right translation has tokens, so that what is divided by their number is a mean cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
@@ -40,10 +48,11 @@ from torch.utils.checkpoint import checkpoint
 
 from s2s.configfile import FilePath
 from s2s.interfaces import BOS, NOTHING, PAD, Decoded, Decoder, Memory, Totals
+from s2s.likelihood import log_likelihood
 from s2s.products import more_rows
 from s2s.schedules import Ramp, is_probability, value_at
 from s2s.settings import Settings
-from s2s.tree import join_time
+from s2s.tree import join_time, take
 
 _BLOCK = 2**24
 """Scores (rows x V) that stand in memory at once, in the type of the products: 2048 tokens of 8000 words each."""
@@ -61,7 +70,8 @@ class Sums(NamedTuple):
     tokens: Tensor
     """Scalar: real target tokens, EOS counted."""
     parts: dict[str, Tensor]
-    """The mechanism's terms, ``guided``, ``teacher`` and ``r_drop`` by name, scalars; they are in ``loss`` already."""
+    """The mechanism's terms, ``guided``, ``teacher``, ``r_drop`` and ``risk`` by name, scalars, all in ``loss``
+    already."""
     statistics: Totals
     """See `s2s.interfaces.Attention.statistics`."""
 
@@ -193,6 +203,29 @@ def cross_entropy(theirs: Rows, own: Rows, vocabulary: int) -> Tensor:
     return _over_rows(lambda p, q: -p.exp() * q, theirs, own, vocabulary)
 
 
+class Candidates(NamedTuple):
+    """Different translations of the sentences of a batch, at most K of each."""
+
+    target: Tensor
+    """(N, T + 1) all of them, sentence by sentence, BOS first and PAD last."""
+    there: Tensor
+    """(B, K) bool, True where a sentence has one; N in all."""
+    cost: Tensor
+    """(B, K) float32, what each costs, 0 to 1."""
+
+
+Propose = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Candidates]
+"""Candidates of a batch by the model as it stands: given source (B, S), lengths (B,), the right translations (B, T + 1)
+and a seed. The same seed gives the same."""
+
+
+def expected_cost(log_likelihoods: Tensor, candidates: Candidates, sharpness: float) -> Tensor:
+    """The risk (B,) of each sentence, given log p (N,) of the candidates, with gradient; see the top of the file."""
+    scores = log_likelihoods.new_full(candidates.there.shape, -torch.inf)
+    scores = scores.masked_scatter(candidates.there, sharpness * log_likelihoods)  # (B, K)
+    return (scores.softmax(1) * candidates.cost).sum(1)
+
+
 class GuidedSettings(Settings):
     """Guided alignment: attention learns to point where given word links point (Chen et al. 2016)."""
 
@@ -211,6 +244,23 @@ class TeacherSettings(Settings):
     """The teacher's share of the loss; the right words have the rest."""
 
 
+class MinimumRiskSettings(Settings):
+    """Minimum risk: what translations cost is weighed with how likely the model finds them (Shen 2016; Edunov 2018)."""
+
+    samples: Annotated[int, Field(ge=1)] = 8
+    """Candidates of each sentence, before equal ones become one."""
+    by: Literal["sampling", "beam"] = "sampling"
+    """How they are found, without dropout: drawn from the model's distribution, or the best by a beam of that width."""
+    reference: bool = True
+    """Let the right translation be a candidate too."""
+    metric: Literal["chrf", "bleu"] = "chrf"
+    """What a candidate costs: 1 - chrF2 / 100 of the detokenised sentence, or 1 - BLEU / 100, smoothed."""
+    sharpness: Annotated[float, Field(gt=0.0)] = 0.1
+    """Exponent of the candidates' likelihoods, the paper's alpha: the lower, the more alike all of them count."""
+    likelihood: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
+    """Share of the loss that the likelihood keeps, with all that belongs to it; the risk has the rest."""
+
+
 class ObjectiveSettings(Settings):
     """What training minimises."""
 
@@ -226,6 +276,9 @@ class ObjectiveSettings(Settings):
     scheduled_sampling: Annotated[float | Ramp, AfterValidator(is_probability)] = 0.0
     """Probability that a word read is the model's own instead of the right one (Bengio 2015); a number, or a ramp.
     Above 0 every decoder goes step by step."""
+    minimum_risk: MinimumRiskSettings | None = None
+    """Learn from what the model's own translations cost, too; null does not. Best begun from a trained run, by
+    init_from."""
 
     @property
     def over_words(self) -> str | None:
@@ -256,6 +309,17 @@ def _rows(model: nn.Module, decoded: Decoded, memory: Memory, real: Tensor) -> R
     return Rows(decoder.features(decoded, memory, real), decoder.output)
 
 
+def _log_likelihoods(decoder: Decoder, decoded: Decoded, memory: Memory, gold: Tensor) -> Tensor:
+    """log p (N,) of whole translations ``gold`` (N, T), PAD last, with gradient."""
+    real = gold != PAD
+    if decoded.mixture is not None:
+        found = decoder.logits(decoded, memory, real).gather(1, gold[real].unsqueeze(1))[:, 0]
+    else:
+        output = decoder.output
+        found = log_likelihood(decoder.features(decoded, memory, real), output.weight, output.bias, gold[real])
+    return found.new_zeros(gold.shape).masked_scatter(real, found).sum(1)
+
+
 def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:
     """Of two readings of a batch, with what it costs that they differ; statistics of both are counted."""
     parts = {name: (part + second.parts[name]) / 2 for name, part in first.parts.items()}
@@ -274,8 +338,17 @@ def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:
 class TrainingStep(nn.Module):
     """Model and objective in one module: one thing to wrap for several devices, to compile, or to take gradients of."""
 
-    def __init__(self, model: nn.Module, settings: ObjectiveSettings, teacher: nn.Module | None = None) -> None:
-        """``teacher`` reads the same ids and predicts the same words; it stays as it is."""
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: ObjectiveSettings,
+        teacher: nn.Module | None = None,
+        propose: Propose | None = None,
+    ) -> None:
+        """``teacher`` reads the same ids and predicts the same words; it stays as it is.
+
+        ``propose`` finds the candidates of minimum risk, whose training needs it.
+        """
         super().__init__()
         self._teachers: list[nn.Module] = []  # a list, so that they are no part of what is trained
         if teacher is not None:
@@ -283,6 +356,7 @@ class TrainingStep(nn.Module):
         self.taught = 0.0 if settings.teacher is None else settings.teacher.weight
         self.model, self.smoothing, self.guided = model, settings.label_smoothing, settings.guided
         self.r_drop, self.schedule = settings.r_drop, settings.scheduled_sampling
+        self.risk, self.propose = settings.minimum_risk, propose
         self.own_words = value_at(self.schedule, 0)
 
     def set_update(self, update: int) -> None:
@@ -299,6 +373,29 @@ class TrainingStep(nn.Module):
 
         ``links`` (B, T, S), only where updates are guided: see `guided_loss`.
         """
+        measured = self._likelihood(source, lengths, target, links)
+        if self.risk is None or not self.training:
+            return measured
+        share, risk = self.risk.likelihood, self._risk(self.risk, source, lengths, target)
+        parts = {name: share * part for name, part in measured.parts.items()}
+        risk = (1 - share) * risk
+        return measured._replace(loss=share * measured.loss + risk, parts=parts | {"risk": risk.detach()})
+
+    def _risk(self, settings: MinimumRiskSettings, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+        """The sum over sentences of their risk, each as often as it has tokens (B, T + 1), BOS not counted."""
+        assert self.propose is not None, "handed in by who trains"
+        candidates = self.propose(self.model, source, lengths, target, int(torch.randint(2**62, ())))
+        decoder: Decoder = self.model.decoder  # type: ignore[assignment]
+        memory: Memory = self.model.encoder(source, lengths)  # type: ignore[operator]
+        sentence = candidates.there.nonzero()[:, 0]  # (N,): those of a sentence share its dropout of the source
+        memory, state = decoder.start(take(memory, sentence))
+        decoded, _ = decoder(candidates.target[:, :-1], memory, state)
+        likelihoods = _log_likelihoods(decoder, decoded, memory, candidates.target[:, 1:])
+        risk = expected_cost(likelihoods, candidates, settings.sharpness)
+        return (risk * (target[:, 1:] != PAD).sum(1)).sum()
+
+    def _likelihood(self, source: Tensor, lengths: Tensor, target: Tensor, links: Tensor | None) -> Sums:
+        """All but the risk."""
         words, gold = target[:, :-1], target[:, 1:]
         want = NOTHING if links is None else frozenset({"weights"})
         theirs = None
