@@ -130,21 +130,26 @@ class Config(Settings):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")
             if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
                 raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")
-        attention: AttentionSettings | None = getattr(self.model.decoder, "attention", None)
-        if self.objective.minimum_risk is not None:
-            inner = getattr(attention, "inner", attention)
-            if isinstance(inner, HardSettings | VariationalSettings):
-                raise ValueError(
-                    f"objective.minimum_risk: attention {inner.kind} learns by a bound, and training never knows how "
-                    "likely a whole translation is, which risk is weighed by; choose another attention"
-                )
-        if attention is not None and attention.bounds and (key := self.objective.over_words):
-            kind: str = attention.kind  # type: ignore[attr-defined]
-            raise ValueError(
-                f"objective.{key}: attention {kind} learns by a bound of the right words' likelihood; what training "
-                "reads is not the distribution over all words that it translates with, which this needs"
-            )
+        if reason := _against(self.objective, getattr(self.model.decoder, "attention", None)):
+            raise ValueError(reason)
         return self
+
+
+def _against(objective: ObjectiveSettings, attention: AttentionSettings | None) -> str | None:
+    """Why an attention that learns by a bound cannot learn from an objective; None where it can."""
+    inner: Any = getattr(attention, "inner", attention)
+    if objective.minimum_risk is not None and isinstance(inner, HardSettings | VariationalSettings):
+        return (
+            f"objective.minimum_risk: attention {inner.kind} learns by a bound, and training never knows how likely a "
+            "whole translation is, which risk is weighed by; choose another attention"
+        )
+    if objective.over_words is not None and attention is not None and attention.bounds:
+        return (
+            f"objective.{objective.over_words}: attention {inner.kind} learns by a bound of the right words' "
+            "likelihood; what training reads is not the distribution over all words that it translates with, which "
+            "this needs"
+        )
+    return None
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -4,12 +4,12 @@
     q_tz = softmax_z(g_t . W h_z),   g = hindsight(y_1 .. y_T)        the guess, from all right words
     ELBO = sum_t  sum_z q_tz log p(y_t | h_z)  -  KL(q_t || alpha_t)  <=  sum_t log sum_z alpha_tz p(y_t | h_z)
 
-Deng et al. 2018, section 4. Training climbs the ELBO, a bound that is the closer the closer q is to the posterior, and
+Deng et al. 2018. Training climbs the ELBO, a bound that is the closer the closer q is to the posterior, and
 is the likelihood itself where it is the posterior. The sum over q is exact, or estimated by one draw z ~ q:
 
     grad log p(y_t | h_z) + (log p(y_t | h_z) - b) grad log q_tz,     b = log p(y_t | sum_z alpha_tz h_z)
 
-The soft baseline b is section 4.1's; the KL is exact either way. In evaluation q is gone and words are summed over the
+The soft baseline b is the paper's; the KL is exact either way. In evaluation q is gone and words are summed over the
 prior, as in `latent`. The recurrence is always fed the soft context sum_z alpha_tz h_z, so no state depends on a z of
 the past and the bound is one of the sentence. In training the readout reads the soft context too, and the terms that
 are added turn its likelihood into the ELBO. (With label smoothing, the pull towards the uniform distribution is that on

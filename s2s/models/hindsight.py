@@ -2,7 +2,7 @@
 
     g_t = [forward g_t ; backward g_t],    two recurrent layers over the embedded right words y_1 .. y_T
 
-Such a network infers where words came from in training (Deng et al. 2018, section 4); translation has no right words
+Such a network infers where words came from in training (Deng et al. 2018); translation has no right words
 and does without.
 """
 

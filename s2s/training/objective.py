@@ -247,7 +247,7 @@ class TeacherSettings(Settings):
 class MinimumRiskSettings(Settings):
     """Minimum risk: what translations cost is weighed with how likely the model finds them (Shen 2016; Edunov 2018)."""
 
-    samples: Annotated[int, Field(ge=1)] = 8
+    samples: Annotated[int, Field(ge=1, le=1000)] = 8
     """Candidates of each sentence, before equal ones become one."""
     by: Literal["sampling", "beam"] = "sampling"
     """How they are found, without dropout: drawn from the model's distribution, or the best by a beam of that width."""
@@ -259,6 +259,12 @@ class MinimumRiskSettings(Settings):
     """Exponent of the candidates' likelihoods, the paper's alpha: the lower, the more alike all of them count."""
     likelihood: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """Share of the loss that the likelihood keeps, with all that belongs to it; the risk has the rest."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.samples == 1 and not self.reference:
+            raise ValueError("one candidate has nothing to be weighed against; set samples higher, or reference: true")
+        return self
 
 
 class ObjectiveSettings(Settings):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sacrebleu
 import torch
+from pydantic import ValidationError
 
 from s2s import config as configuration
 from s2s.commands.candidates import Proposer, candidates_of
@@ -84,6 +85,12 @@ def test_a_candidate_costs_what_sacrebleu_takes_off(metric: str) -> None:
     assert seen > 3
     assert candidates.cost[:, 0].tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert (candidates.cost[~candidates.there] == 0).all()
+
+
+def test_one_candidate_has_nothing_to_be_weighed_against() -> None:
+    with pytest.raises(ValidationError, match="one candidate has nothing to be weighed against"):
+        MinimumRiskSettings(samples=1, reference=False)
+    assert propose(model_of(), samples=1).there.sum(1).max() == 2
 
 
 def test_draws_are_a_function_of_the_seed_and_the_sentence() -> None:
