@@ -1,5 +1,7 @@
 """Write the toy corpus: an English-German fragment with gold word links, from a synchronous grammar of our own.
 
+Beside its single sentences there are documents of two or three, in which "it" is a thing of a sentence before.
+
 Three parts, top to bottom: the lexicon (tables), the grammar (functions that build both languages at once and never
 choose), and the sampler (which only chooses). Every German word carries the English words that it translates, so the
 links of a sentence need no aligner: they are read off when the sentence is complete.
@@ -13,13 +15,14 @@ import argparse
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SEED = 1
 SIZES = {"train": 4500, "dev": 300, "test": 300}
 RECOMBINED_EACH = 60
+DOCUMENTS = {"documents.train": 1200, "documents.dev": 60, "documents.test": 120}  # those of dev and test are triples
 SHORTEST, LONGEST = 3, 14  # in English words
 CANDIDATES = 12  # sentences drawn for each one kept: the one with the rarest word stays
 
@@ -191,6 +194,8 @@ PRONOUNS = {  # agreement, and the German pronoun by case
     "who": (THIRD, ("wer", "wen", "wem")),
     "what": (THIRD, ("was", "was")),
 }
+IT = {"m": "er ihn", "f": "sie sie", "n": "es es"}  # by gender, then by case
+REFERRED = ("thing", "drink", "animal")  # what "it" can be: kinds with nouns of every gender
 SUBJECT_PRONOUNS = ("I", "I", "he", "she", "we", "you", "they")
 OBJECT_PRONOUNS = ("me", "him", "her", "us", "them")
 
@@ -298,6 +303,11 @@ class Pair:
     held_out: frozenset[str]  # names in HELD_OUT of which it is an instance
 
 
+Document = list[Pair]
+Nouns = tuple[Noun, ...]
+Frame = Callable[[Noun], Pair]
+
+
 def lexical(english: str, german: str, marks: frozenset[str] = frozenset()) -> Phrase:
     """A phrase of one word a side."""
     word = Word(english)
@@ -309,6 +319,12 @@ def pronoun(english: str, case: int = NOMINATIVE) -> Phrase:
     agreement, forms = PRONOUNS[english]
     word = Word(english)
     return Phrase((word,), (Word(forms[case], (word,)),), agreement)
+
+
+def anaphor(noun: Noun, case: int = NOMINATIVE) -> Phrase:
+    """It: of German only the noun that it stands for can say which word that is."""
+    word = Word("it")
+    return Phrase((word,), (Word(IT[noun.gender].split()[case], (word,)),))
 
 
 def noun_phrase(
@@ -787,6 +803,103 @@ class Sampler:
             if SHORTEST <= len(pair.english.split()) <= LONGEST:
                 return pair
 
+    # Documents. What is drawn are frames: sentences that are complete but for the noun that the document is about.
+
+    def document(self) -> dict[str, Document]:
+        """A document about a masculine, a feminine and a neuter noun, the same but for that; "it" is always the noun.
+
+        Nothing else in it can be "it": other nouns are persons, and none of these is neuter.
+        """
+        kind = self.random.choices(REFERRED, [6, 2, 2])[0]
+        nouns = {
+            gender: self.random.choice([noun for noun in NOUNS if kind in noun.kinds and noun.gender == gender])
+            for gender in IT
+        }
+        about = tuple(nouns.values())
+        frames = [self.introduction(about), self.mention(about)]
+        if self.chance(0.5):
+            frames = [self.opening(), *frames] if self.chance(0.5) else [*frames, self.mention(about)]
+        return {gender: [frame(noun) for frame in frames] for gender, noun in nouns.items()}
+
+    def person(self, case: int = NOMINATIVE) -> Phrase:
+        """A pronoun or a noun that is definite and not neuter."""
+        if case == NOMINATIVE and self.chance(0.5):
+            return pronoun(self.pick(SUBJECT_PRONOUNS))
+        noun = self.random.choice([noun for noun in NOUNS if "person" in noun.kinds and noun.gender != "n"])
+        return self.described(noun, case, definite=True, adjective=0.2)
+
+    def opening(self) -> Frame:
+        """A sentence of a person alone."""
+        pair = simple(self.idle())
+        return lambda noun: pair
+
+    def idle(self) -> Clause:
+        """Somebody does something that needs nothing."""
+        verb = self.random.choice([verb for verb in VERBS if not verb.takes])
+        mode, subject = self.mode("statement"), self.person()
+        time = self.time(mode) if self.chance(0.25) else None
+        return Clause(subject, predicate(verb, mode, subject.agreement), time=time)
+
+    def opinion(self) -> Clause:
+        """Somebody says something that is still to come."""
+        verb, subject = self.random.choice(SPEECH), self.person()
+        return Clause(subject, predicate(verb, "present", subject.agreement))
+
+    def introduction(self, nouns: Nouns) -> Frame:
+        """A sentence with one of the nouns in it, whichever that will be."""
+        adjective = self.common_adjective(nouns) if self.chance(0.4) else ""
+        drunk = any("drink" in noun.kinds for noun in nouns)
+        if self.chance(0.2):
+            determiner = self.pick(["my", "" if drunk else "a"])
+            this = lexical("this", "das")
+            return lambda noun: simple(Clause(this, copula(noun_phrase(noun, determiner, adjective=adjective), THIRD)))
+        determiner = self.pick(["the", "this", "my", *(["", ""] if drunk else ["a", "a"])])
+        verb = self.random.choice([verb for verb in VERBS if all(noun.kinds & verb.takes for noun in nouns)])
+        mode, subject = self.mode("statement"), self.person()
+        others = (recipient(self.person(DATIVE)),) if verb.recipient else ()
+        time = self.time(mode) if self.chance(0.25) else None
+
+        def sentence(noun: Noun) -> Pair:
+            what = noun_phrase(noun, determiner, verb.case, adjective=adjective)
+            return simple(Clause(subject, predicate(verb, mode, subject.agreement), objects=(what, *others), time=time))
+
+        return sentence
+
+    def mention(self, nouns: Nouns) -> Frame:
+        """A sentence with "it" as its subject or its object."""
+        kind = self.random.choices(["is", "question", "that", "because", "object"], [5, 2, 2, 2, 5])[0]
+        if kind == "object":
+            return self.done_to(nouns)
+        is_so = self.state(nouns, inverted=kind == "question")
+        if kind in ("is", "question"):
+            return lambda noun: simple(is_so(noun), "?" if kind == "question" else ".")
+        main = self.opinion() if kind == "that" else self.idle()
+        return lambda noun: subordinated(main, kind, is_so(noun))
+
+    def done_to(self, nouns: Nouns) -> Frame:
+        """Somebody does something to it."""
+        fitting = [verb for verb in VERBS if all(noun.kinds & verb.takes for noun in nouns) and not verb.recipient]
+        verb, mode, subject = self.random.choice(fitting), self.mode("statement"), self.person()
+        negator = self.negator(mode, 0.25)
+        time = self.time(mode) if self.chance(0.25) else None
+        acting = predicate(verb, mode, subject.agreement, negator)
+        return lambda noun: simple(Clause(subject, acting, negator, (anaphor(noun, verb.case),), time=time))
+
+    def state(self, nouns: Nouns, inverted: bool) -> Callable[[Noun], Clause]:
+        """It is as an adjective says, or it sleeps."""
+        negator = None if inverted else self.negator("present", 0.25)
+        if all("animal" in noun.kinds for noun in nouns) and self.chance(0.3):
+            (sleep,) = (verb for verb in VERBS if verb.english[0] == "sleep")
+            acting = predicate(sleep, "present", THIRD, negator, inverted)
+        else:
+            adjective = self.common_adjective(nouns)
+            acting = copula(lexical(adjective, ADJECTIVES[adjective][0]), THIRD)
+        return lambda noun: Clause(anaphor(noun), acting, negator, inverted=inverted)
+
+    def common_adjective(self, nouns: Nouns) -> str:
+        """An adjective that suits all of some nouns."""
+        return self.pick(name for name, (_, kinds) in ADJECTIVES.items() if all(kinds & noun.kinds for noun in nouns))
+
 
 # ----------------------------------------------------------------------------------------------------------- corpus
 
@@ -836,6 +949,28 @@ def corpus(seed: int = SEED) -> dict[str, list[Pair]]:
     return splits
 
 
+def documents(seed: int = SEED) -> dict[str, list[Document]]:
+    """All splits of documents, none of which is there twice, in no split.
+
+    Train has one document of each that is drawn, its noun's gender by turns; dev and test have all three, one after the
+    other, so that whoever reads each sentence alone is right about one "it" of three at most.
+    """
+    sampler, seen = Sampler(seed + 1), set[tuple[str, ...]]()
+    splits: dict[str, list[Document]] = {}
+    for name, size in sorted(DOCUMENTS.items(), key=lambda split: split[0] == "documents.train"):
+        splits[name] = found = []
+        while size:
+            drawn = sampler.document()
+            chosen = [drawn[list(IT)[size % len(IT)]]] if name == "documents.train" else list(drawn.values())
+            texts = {tuple(pair.english for pair in document) for document in drawn.values()}
+            plain = not any(pair.held_out for document in drawn.values() for pair in document)
+            if plain and seen.isdisjoint(texts) and all(len({*text}) == len(text) for text in texts):
+                seen |= texts
+                found += chosen
+                size -= 1
+    return splits
+
+
 def files(seed: int = SEED) -> dict[str, bytes]:
     """The content of every file of the corpus by its name."""
     contents = {}
@@ -846,6 +981,10 @@ def files(seed: int = SEED) -> dict[str, bytes]:
             ("align", [pair.links for pair in pairs]),
         ):
             contents[f"{split}.{suffix}"] = "".join(f"{line}\n" for line in lines).encode()
+    for split, found in documents(seed).items():
+        for suffix, side in (("en", "english"), ("de", "german")):
+            texts = ("".join(f"{getattr(pair, side)}\n" for pair in document) for document in found)
+            contents[f"{split}.{suffix}"] = "\n".join(texts).encode()
     return contents
 
 

@@ -69,6 +69,10 @@ def who(pronoun: str, case: int = 0) -> Any:
     return toy.pronoun(pronoun, case)
 
 
+def it(noun: str, case: int = 0) -> Any:
+    return toy.anaphor(NOUNS[noun], case)
+
+
 ACCUSATIVE, DATIVE = 1, 2
 
 
@@ -199,6 +203,20 @@ def sentences() -> Iterator[tuple[Any, str, str, str]]:
         "If these doors are red, he must close a door.",
         "Wenn diese Türen rot sind, muss er eine Tür zumachen.",
         "0-0 1-1 2-2 3-4 4-3 5-6 6-5 7-9 8-7 9-8",
+    )
+    yield (
+        toy.simple(
+            clause(who("he"), "find", it("lamp", ACCUSATIVE), mode="perfect", time=toy.lexical("today", "heute"))
+        ),
+        "He has found it today.",
+        "Er hat sie heute gefunden.",
+        "0-0 1-1 2-4 3-2 4-3",
+    )
+    yield (
+        toy.subordinated(clause(who("I"), "say"), "that", being(it("table"), toy.lexical("old", "alt"))),
+        "I say that it is old.",
+        "Ich sage, dass er alt ist.",
+        "0-0 1-1 2-2 3-3 4-5 5-4",
     )
     yield (
         toy.coordinated(clause(some("bird", "a"), "sleep"), clause(who("I"), "call", who("her", ACCUSATIVE))),
@@ -396,3 +414,74 @@ def test_parts_of_held_out_constructions_are_in_train() -> None:
         *(rf"\b{word}s?\b" for pair in UNSEEN for word in pair.split()),
     ):
         assert len(re.findall(pattern, text, re.MULTILINE)) >= 5, pattern
+
+
+# ----------------------------------------------------------------------------------- documents, read again as texts
+
+REFERENTS = {noun: entry for noun, entry in NOUNS.items() if entry.kinds & {"thing", "drink", "animal"}}
+IT = {("m", "subject"): "er", ("m", "object"): "ihn"} | {
+    (gender, role): word for gender, word in (("f", "sie"), ("n", "es")) for role in ("subject", "object")
+}
+
+
+def documents(split: str) -> list[list[tuple[str, str]]]:
+    """The documents of a split, each the pairs between two blank lines of both files."""
+    found: list[list[tuple[str, str]]] = [[]]
+    for english, german in zip(lines(f"documents.{split}", "en"), lines(f"documents.{split}", "de"), strict=True):
+        assert bool(english) == bool(german)
+        if english:
+            found[-1].append((english, german))
+        else:
+            found.append([])
+    return found
+
+
+@pytest.mark.parametrize(("split", "size"), [("train", 1200), ("dev", 180), ("test", 360)])
+def test_documents_have_one_thing_that_it_can_be(split: str, size: int) -> None:
+    """The noun comes first, "it" agrees with it, and no other noun of the document is neuter, or can be "it"."""
+    assert len(documents(split)) == size
+    for document in documents(split):
+        assert 2 <= len(document) <= 3
+        about: list[str] = []
+        for english, german in document:
+            named = [word for word in words(english) if word in REFERENTS]
+            if "it" in words(english.lower()):
+                assert len(about) == 1 and not named
+                subject = re.search(r"(^It |^(?:Is|Does) it |(?:that|because) it )", english)
+                role = "subject" if subject else "object"
+                pronoun = IT[NOUNS[about[0]].gender, role]
+                assert pronoun in words(german.lower()), (english, german)
+                others = {"er", "ihn", "es"} - {pronoun} - ({"er"} if "he" in words(english.lower()) else set())
+                assert not others & {*words(german.lower())}
+            about += named
+        assert len(about) == 1
+        assert not {"child", "children", "girl", "girls"} & {word for english, _ in document for word in words(english)}
+        assert "it" in words(document[-1][0].lower())
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+def test_documents_to_measure_on_leave_a_reader_of_sentences_one_in_three(split: str) -> None:
+    """Three in a row have equal sentences with "it", and a noun of each gender."""
+    found = documents(split)
+    for first in range(0, len(found), 3):
+        three = found[first : first + 3]
+        with_it = [[english for english, _ in one if "it" in words(english.lower())] for one in three]
+        assert with_it[0] == with_it[1] == with_it[2] != []
+        genders = {
+            NOUNS[word].gender for one in three for english, _ in one for word in words(english) if word in REFERENTS
+        }
+        assert genders == {"m", "f", "n"}
+
+
+def test_documents_are_there_once_and_their_words_are_known() -> None:
+    everything = [tuple(one) for split in ("train", "dev", "test") for one in documents(split)]
+    assert len(set(everything)) == len(everything)
+    for suffix in ("en", "de"):
+        known = {
+            word for split in ("train", "documents.train") for line in lines(split, suffix) for word in words(line)
+        }
+        for split in ("documents.dev", "documents.test"):
+            assert {word for line in lines(split, suffix) for word in words(line)} <= known
+    for split in ("train", "dev", "test"):
+        for english, _ in (pair for one in documents(split) for pair in one):
+            assert not constructions(english), english
