@@ -36,6 +36,15 @@ NOTHING: frozenset[str] = frozenset()
 """``want`` of a caller who needs only the next word."""
 
 
+class Before(NamedTuple):
+    """The sentences before those to translate, of the same document, at most K of each. A tree."""
+
+    source: Tensor
+    """(B, K, P) int64, the nearest sentence first; EOS at the end of each, then PAD."""
+    lengths: Tensor
+    """(B, K) int64, EOS counted; 0 where there is no sentence."""
+
+
 class Final(NamedTuple):
     """The last states of a recurrent encoder, for decoders that start from them."""
 
@@ -261,12 +270,23 @@ class Decoder(nn.Module, ABC):
 class Searchable(Protocol):
     """What search needs: a model or an ensemble."""
 
+    @property
+    def sentences_before(self) -> int:
+        """How many sentences before the one to translate it reads; 0: it reads each alone."""
+        ...
+
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         """(B, S) and (B,) to memory and state, with ``places`` equal rows of state for each sentence, side by side.
 
         Memory has a row for each sentence, which its places share, or where a model cannot do that one for each place.
+        ``before`` are the sentences before each, perhaps more than are read; None where there are none.
         """
         ...
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from s2s.interfaces import BOS, EOS, NOTHING, PAD
+from s2s.interfaces import BOS, EOS, NOTHING, PAD, Before
 from s2s.tree import Tree, repeat
 
 SENTENCES, VOCABULARY, WORDS, BEAM = 100, 10, 7, 4
@@ -67,12 +67,19 @@ class World(NamedTuple):
 class Tables:
     """A world as a model that s2s searches; the first source token is the number of the sentence."""
 
+    sentences_before = 0
+
     def __init__(self, world: World, attends: bool = False) -> None:
         """``attends``: whether it tells its attention."""
         self.world, self.attends = world, attends
 
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         """See `s2s.interfaces.Searchable`."""
         return repeat((source, source.new_zeros(len(source), 0)), places)

@@ -147,7 +147,8 @@ def _attention(trained: Trained, pairs: Sequence[tuple[str, str]], links: Path |
     """Entropy, where attention goes and, with gold links, AER with both shifts; empty without attention."""
     device = next(trained.model.parameters()).device
     force = partial(force_at_once, trained.model)
-    scorer = Scorer(force, trained.tokenizers, trained.config.search, device, attention=True)
+    reads = trained.model.sentences_before
+    scorer = Scorer(force, trained.tokenizers, trained.config.search, device, attention=True, sentences_before=reads)
     scored = list(scorer.score(pairs))
     readings = [_reading(one, trained.tokenizers) for one in scored]
     found = [reading for reading in readings if reading is not None]

@@ -45,7 +45,8 @@ def scorer_of(
     settings = search_settings(models[0], changes)
     if normalise == "search" and (settings.coverage_penalty or settings.repetition_penalty > 1):
         warn(f"{models[0]}: scores leave out its search.coverage_penalty and search.repetition_penalty")
-    return Scorer(force, trained[0].tokenizers, settings, where, attention=attention)
+    reads = model.sentences_before
+    return Scorer(force, trained[0].tokenizers, settings, where, attention=attention, sentences_before=reads)
 
 
 def score_of(scored: Scored, scorer: Scorer) -> float:

@@ -37,6 +37,7 @@ from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
 from s2s.training.signals import Signals, stopped
 from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
 from s2s.training.view import Kind, Sample, view_of
+from s2s.tree import map_tree
 
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
@@ -298,11 +299,11 @@ class EpochData:
         lengths, mixture = (self.corpus.source_lengths, self.corpus.target_lengths), self.prepared.mixture
         return plan_epoch(*lengths, self.config.batches, self.config.seed, epoch, mixture)
 
-    def batch(self, indices: Indices, epoch: int) -> Batch:
+    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
         """See `TrainingData.batch`."""
         sampling = self.prepared.sampling
         drawn = None if sampling is None else Sampling(sampling, self.config.seed, epoch)
-        return collate(self.corpus, indices, self.prepared.tokenizers, drawn)
+        return collate(self.corpus, indices, self.prepared.tokenizers, drawn, sentences_before)
 
     def lines(self, indices: Indices) -> list[int]:
         """See `TrainingData.lines`."""
@@ -351,15 +352,16 @@ class Validator:
         if not drawing:
             return {}
         few = np.unique(np.linspace(0, len(self.corpus) - 1, _DRAWN).astype(np.int64))
-        batch = collate(self.corpus, few, self.prepared.tokenizers)
-        source, lengths, target = (one.to(device) for one in (batch.source, batch.source_lengths, batch.target))
         step = TrainingStep(model, self.config.objective)
+        batch = collate(self.corpus, few, self.prepared.tokenizers, None, step.sentences_before)
+        given = batch.source, batch.source_lengths, batch.target, None, batch.before
+        given = map_tree(lambda tensor: tensor.to(device), given)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
         def draw(number: int) -> Sequence[Tensor]:
             check()
             seed_forward(self.config.seed, 0, 2 + number)
-            sums: Sums = step(source, lengths, target)
+            sums: Sums = step(*given)
             return torch.autograd.grad(sums.loss / sums.tokens, parameters, materialize_grads=True)
 
         step.eval()
@@ -390,9 +392,10 @@ def likelihood(
     nll, tokens = 0.0, 0
     for indices in batches:
         check()
-        batch = collate(corpus, indices, prepared.tokenizers)
-        source, lengths, target = (one.to(device) for one in (batch.source, batch.source_lengths, batch.target))
-        decoded, memory = model(source, lengths, target[:, :-1], Diagnostics.WANT)
+        batch = collate(corpus, indices, prepared.tokenizers, None, step.sentences_before)
+        given = batch.source, batch.source_lengths, batch.target, batch.before
+        source, lengths, target, before = map_tree(lambda tensor: tensor.to(device), given)
+        decoded, memory = model(source, lengths, target[:, :-1], Diagnostics.WANT, before)
         sums = step.measure(decoded, memory, target[:, 1:])
         nll, tokens = nll + float(sums.nll), tokens + int(sums.tokens)
         diagnostics.add(model.decoder, decoded, memory, target[:, 1:])  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from torch import Tensor
 from s2s.data.corpora import AnyCorpus
 from s2s.data.shards import Ids
 from s2s.data.tokenizer import SamplingSettings, Tokenizers
-from s2s.interfaces import BOS, EOS, PAD
+from s2s.interfaces import BOS, EOS, PAD, Before
 from s2s.settings import Settings
 
 Indices = NDArray[np.int64]
@@ -58,6 +58,8 @@ class Batch(NamedTuple):
     links: Tensor | None
     """(B, T, S) float32 word links carried to pieces: a row of an expected piece sums to 1 over its linked source
     pieces, or is zero. None in a corpus without links."""
+    before: Before | None = None
+    """The sentences before each, in their best segmentation; None where nobody reads them."""
 
 
 # --- planning ---------------------------------------------------------------------------------------------------------
@@ -287,8 +289,17 @@ class Sampling(NamedTuple):
     epoch: int
 
 
-def collate(corpus: AnyCorpus, indices: Indices, tokenizers: Tokenizers, sampling: Sampling | None = None) -> Batch:
-    """The tensors of the pairs ``indices``: the segmentation that the corpus holds, or one that is drawn now."""
+def collate(
+    corpus: AnyCorpus,
+    indices: Indices,
+    tokenizers: Tokenizers,
+    sampling: Sampling | None = None,
+    sentences_before: int = 0,
+) -> Batch:
+    """The tensors of the pairs ``indices``: the segmentation that the corpus holds, or one that is drawn now.
+
+    ``sentences_before``: how many sentences before each are given with it, as far as its document has them.
+    """
     pairs = [int(index) for index in indices]
     rows = [corpus.pair(index) for index in pairs] if sampling is None else _draw(corpus, pairs, tokenizers, sampling)
     source, source_lengths = _pad([source for source, _ in rows])
@@ -310,7 +321,28 @@ def collate(corpus: AnyCorpus, indices: Indices, tokenizers: Tokenizers, samplin
         target_lengths=torch.from_numpy(target_lengths),
         pairs=pairs,
         links=links,
+        before=sentences_of(
+            [[corpus.pair(other)[0] for other in corpus.before(index, sentences_before)] for index in pairs],
+            sentences_before,
+        ),
     )
+
+
+def sentences_of(rows: Sequence[Sequence[Sequence[int] | Ids]], count: int) -> Before | None:
+    """The sentences before each of B sentences, the nearest first, at most ``count``; None if that is 0.
+
+    They are ids with EOS at the end.
+    """
+    if not count:
+        return None
+    lengths = np.zeros((len(rows), count), np.int64)
+    for row, sentences in enumerate(rows):
+        lengths[row, : len(sentences)] = [len(ids) for ids in sentences]
+    source = np.full((*lengths.shape, max(1, lengths.max())), PAD, np.int64)  # (B, K, P)
+    for row, sentences in enumerate(rows):
+        for place, ids in enumerate(sentences):
+            source[row, place, : len(ids)] = ids
+    return Before(torch.from_numpy(source), torch.from_numpy(lengths))
 
 
 def _draw(corpus: AnyCorpus, pairs: Sequence[int], tokenizers: Tokenizers, sampling: Sampling) -> list[tuple[Ids, Ids]]:

@@ -52,6 +52,11 @@ class Corpora:
         corpus, own = self._find(index)
         return corpus.line(own)
 
+    def before(self, index: int, count: int) -> list[int]:
+        """See `Corpus.before`; a document lies in one corpus."""
+        corpus, own = self._find(index)
+        return [index - own + pair for pair in corpus.before(own, count)]
+
     def hashes(self) -> Iterator[NDArray[np.uint64]]:
         """See `Corpus.hashes`."""
         for part in self._parts:

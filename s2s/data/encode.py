@@ -127,7 +127,7 @@ class Encoder:
                 counts.drop(pair, "uneven")
             else:
                 own = None if links is None else _moved(links.of(pair), rules.tag)
-                yield Example(text, pair.target, source, target, pair.line, own)
+                yield Example(text, pair.target, source, target, pair.line, own, pair.document)
 
 
 def _moved(links: Links, tag: str | None) -> Links:

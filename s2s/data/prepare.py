@@ -459,8 +459,11 @@ class _Cache:
         """Make one corpus of all parts. Raises DataError if no pair is left, or a file has changed."""
         parts = [work.path(part) for part in range(work.parts)]
         counts = _counts({"counts": asdict(PairCounts(max_length=files.rules.max_length))}, files)
+        ended = []
         for part in parts:
-            counts.add(_counts(shards.facts(part), files))
+            own = _counts(shards.facts(part), files)
+            counts.add(own)
+            ended.append(own.source.blank)
         counts.require_some()
         repeats = shards.repeated(parts)
         counts.repeats = int(repeats.sum())
@@ -478,7 +481,7 @@ class _Cache:
             facts["shared"] = shared_pairs(train, shards.hashes(parts))
         vocabulary = max(self.tokenizers.source.size, self.tokenizers.target.size)
         files.require_unchanged(self.digests)
-        shards.join(folder, parts, vocabulary=vocabulary, without=without, facts=facts)
+        shards.join(folder, parts, vocabulary=vocabulary, without=without, ended=ended, facts=facts)
 
 
 def _lock_of(folder: Path) -> Path:

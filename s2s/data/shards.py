@@ -8,6 +8,7 @@ memory: an open corpus holds nothing but its maps.
 
 from __future__ import annotations
 
+import itertools
 import json
 import secrets
 import shutil
@@ -24,7 +25,7 @@ from s2s.data.text import pair_hash
 from s2s.errors import DataError
 from s2s.interfaces import EOS
 
-FORMAT = 2
+FORMAT = 3
 """Changes whenever the same corpus would be written differently."""
 
 Ids = NDArray[np.integer[Any]]
@@ -32,7 +33,7 @@ Ids = NDArray[np.integer[Any]]
 _IDS = ("source_ids", "target_ids")
 _TEXTS = ("source_text", "target_text")
 _ROWS = (*_IDS, *_TEXTS, "links")
-_NUMBERS = {"lines": "<i8", "source_lengths": "<i4", "target_lengths": "<i4", "hashes": "<u8"}
+_NUMBERS = {"lines": "<i8", "documents": "<i8", "source_lengths": "<i4", "target_lengths": "<i4", "hashes": "<u8"}
 """The columns of one number a pair."""
 _META = "meta.json"
 _FILES = {f"{name}{part}" for name in _ROWS for part in (".bin", ".starts.bin")} | {f"{name}.bin" for name in _NUMBERS}
@@ -51,6 +52,8 @@ class Example(NamedTuple):
     """The number of its line in the original files, from 1."""
     links: Iterable[tuple[int, int]] | None = None
     """(source word, target word) from 0; None in a corpus without links."""
+    document: int = 0
+    """The number of its document; it never falls from one pair to the next."""
 
 
 class _Column:
@@ -129,6 +132,7 @@ def _write_columns(folder: Path, examples: Iterable[Example], kind: str) -> tupl
             texts[1].add(example.target.encode())
             links.add([word for link in sorted(example.links or ()) for word in link])
             numbers["lines"].write(example.line.to_bytes(8, "little"))
+            numbers["documents"].write(example.document.to_bytes(8, "little"))
             numbers["source_lengths"].write((len(example.source_ids) + 1).to_bytes(4, "little"))
             numbers["target_lengths"].write((len(example.target_ids) + 1).to_bytes(4, "little"))
             numbers["hashes"].write(pair_hash(example.source, example.target).to_bytes(8, "little"))
@@ -144,12 +148,14 @@ def join(
     *,
     vocabulary: int,
     without: NDArray[np.bool_] | None = None,
+    ended: Sequence[int] | None = None,
     facts: dict[str, Any],
 ) -> None:
     """Write the pairs of several corpora, one after the other, as one; ``without`` (n,) bool leaves pairs out.
 
-    The result is that of `write` for the same examples. The parts were written for the same vocabulary, and are taken
-    as they are, unchecked. Raises OSError.
+    ``ended``: how many documents end in each part, whose first one goes on with the last of the part before. The result
+    is that of `write` for the same examples. The parts were written for the same vocabulary, and are taken as they are,
+    unchecked. Raises OSError.
     """
     kind = _kind(vocabulary)
     with _appearing(folder) as temporary:
@@ -157,10 +163,13 @@ def join(
         for corpus, kept in _parts(parts, without):
             pairs += len(corpus) if kept is None else int(kept.sum())
             has_links = has_links or corpus.has_links
+        first = [*itertools.accumulate([0] * len(parts) if ended is None else ended, initial=0)]
         for name in _NUMBERS:
             with (temporary / f"{name}.bin").open("wb") as file:
-                for corpus, kept in _parts(parts, without):
+                for (corpus, kept), before in zip(_parts(parts, without), first, strict=False):
                     column = corpus.column(name)
+                    if name == "documents":
+                        column = column + before
                     file.write((column if kept is None else column[kept]).tobytes())
         for name in _ROWS:
             _join_rows(temporary, name, parts, without)
@@ -286,6 +295,12 @@ class Corpus:
     def line(self, index: int) -> int:
         """The number of the pair's line in the original files, from 1."""
         return int(self._numbers["lines"][index])
+
+    def before(self, index: int, count: int) -> list[int]:
+        """Up to ``count`` pairs that come before this one in its document, the nearest first."""
+        documents = self._numbers["documents"][max(0, index - count) : index + 1]
+        own = int((documents[:-1] == documents[-1]).sum())  # numbers never fall, so those of this document are last
+        return list(range(index - 1, index - 1 - own, -1))
 
     def hashes(self) -> Iterator[NDArray[np.uint64]]:
         """The eight bytes that stand for each pair, some at a time."""

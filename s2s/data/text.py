@@ -372,6 +372,8 @@ class Pair:
     source: str
     target: str
     line: int
+    document: int = 0
+    """How many blank source lines came before: sentences with the same number are of one document."""
 
 
 def pair_hash(source: str, target: str) -> int:
@@ -536,11 +538,14 @@ def usable_pairs(
 ) -> Generator[Pair, None, str | None]:
     """The pairs of lines, with their numbers, that are neither blank nor too long; what is dropped is counted.
 
+    Documents are counted from the first of these lines. A pair that is dropped ends none, unless its source is blank.
+
     The result of the generator is the last line of the longer file.
     """
     extra: str | None = None
-    oversized = 0
+    oversized = documents = 0
     for line, (source, target) in zip(numbers, sides, strict=False):
+        documents += source == ""  # what a model translates has no other side, so the source alone decides
         if source is _End.END:
             extra = None if target is _End.END else target
         elif target is _End.END:
@@ -559,7 +564,7 @@ def usable_pairs(
         else:
             counts.kept += 1
             counts.copies += source == target
-            yield Pair(source, target, line)
+            yield Pair(source, target, line, documents)
     return extra
 
 

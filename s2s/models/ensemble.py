@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from s2s.interfaces import NOTHING, Searchable
+from s2s.interfaces import NOTHING, Before, Searchable
 from s2s.tree import Tree
 
 
@@ -21,11 +21,21 @@ class Ensemble:
             raise ValueError("an ensemble needs at least one model")
         self.models, self.average = list(models), average
 
+    @property
+    def sentences_before(self) -> int:
+        """The most that one of the models reads."""
+        return max(model.sentences_before for model in self.models)
+
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         """Memories and states of all models, side by side."""
-        started = [model.start(source, lengths, want, places) for model in self.models]
+        started = [model.start(source, lengths, want, places, before) for model in self.models]
         return tuple(memory for memory, _ in started), tuple(state for _, state in started)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from s2s.interfaces import NOTHING, Decoded, Decoder, Encoder, Memory
+from s2s.interfaces import NOTHING, Before, Decoded, Decoder, Encoder, Memory
 from s2s.likelihood import log_probabilities
 from s2s.models.layers import embedding
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
@@ -25,15 +25,30 @@ class Seq2Seq(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
+    @property
+    def sentences_before(self) -> int:
+        """See `Searchable.sentences_before`."""
+        return 0
+
     def forward(
-        self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str] = NOTHING
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        words: Tensor,
+        want: frozenset[str] = NOTHING,
+        before: Before | None = None,
     ) -> tuple[Decoded, Memory]:
-        """Teacher forcing: source (B, S), lengths (B,) and target prefix (B, T), BOS first."""
+        """Teacher forcing: source (B, S), lengths (B,), target prefix (B, T), BOS first; ``before`` as for `start`."""
         memory, state = self.decoder.start(self.encoder(source, lengths), want)
         return self.decoder(words, memory, state)[0], memory
 
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         """See `Searchable.start`."""
         memory, state = self.decoder.start(self.encoder(source, lengths), want)

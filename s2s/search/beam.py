@@ -33,7 +33,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from s2s.errors import CheckpointError, UsageError
-from s2s.interfaces import BOS, EOS, NOTHING, Searchable
+from s2s.interfaces import BOS, EOS, NOTHING, Before, Searchable
 from s2s.search.choice import DiversitySettings, best_columns, best_of_banks, best_of_groups, others
 from s2s.search.rules import Limits, Notes, allow, coverage_penalty, repetition_penalised
 from s2s.search.sampling import SamplingSettings, drawn, uniforms
@@ -167,12 +167,13 @@ def beam_search(
     attention: bool = False,
     n_best: int = 1,
     wishes: Sequence[Wishes] | None = None,
+    before: Before | None = None,
 ) -> list[list[Hypothesis]]:
     """Up to ``n_best`` translations of each sentence of ``source`` (B, S) with ``lengths`` (B,), best first.
 
     At least one, and fewer than asked for where fewer finished. When sampling, exactly ``n_best`` independent draws, in
     the order of their numbers. ``wishes``: what is asked of the translation of each sentence; without them all are
-    number 0. A model is put into evaluation mode by the caller.
+    number 0. ``before``: the sentences before each. A model is put into evaluation mode by the caller.
 
     Raises UsageError if ``n_best`` is not in 1..beam, if a wish cannot be met, or if the model lacks the attention that
     a setting needs; CheckpointError if the model gives NaN.
@@ -186,7 +187,7 @@ def beam_search(
     longest = [_limit(length, settings) for length in lengths.tolist()]
     limits = _limits(wishes, longest, lengths, beams, settings)
     with torch.autocast(source.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        kept, history = _search(model, source, lengths, limits, settings, attention)
+        kept, history = _search(model, source, lengths, limits, settings, attention, before)
     kept = _Kept(*(part[:, :n_best] for part in kept))
     found = iter(_winners(kept, history, limits.source.tolist(), limits.longest.tolist()))
     by_sentence = [list(itertools.islice(found, beams)) for _ in longest]
@@ -215,7 +216,13 @@ def _limits(
 
 
 def _search(
-    model: Searchable, source: Tensor, lengths: Tensor, limits: Limits, settings: SearchSettings, attention: bool
+    model: Searchable,
+    source: Tensor,
+    lengths: Tensor,
+    limits: Limits,
+    settings: SearchSettings,
+    attention: bool,
+    before: Before | None,
 ) -> tuple[_Kept, list[_Step]]:
     """What every beam (n) keeps, and the steps to walk back through."""
     groups = settings.groups
@@ -223,7 +230,7 @@ def _search(
     beams = torch.arange(len(limits.longest), device=source.device)  # (n,) those still searched
     wanted = attention or settings.coverage_penalty > 0
     want = frozenset({"weights"}) if wanted else NOTHING
-    memory, state = repeat(model.start(source, lengths, want, places), len(beams) // len(lengths))
+    memory, state = repeat(model.start(source, lengths, want, places, before), len(beams) // len(lengths))
     live = _start(len(beams), places, source.device)
     notes = _no_notes(live, source, limits, settings)
     kept = _Kept(*(torch.full_like(live.total, -torch.inf),) * 2, *(torch.full_like(live.token, -1),) * 2)

@@ -8,6 +8,8 @@ window pairs of like length are run together, and the results come out in the or
   is: a blank target has log-probability 0, any other one -inf;
 - a pair with a line that could not be read, or with more pieces on a side than ``max_source_length``: NaN. A
   translation cannot be cut into parts that belong to the parts of its source.
+
+A model of documents is given the source lines before each, up to the last blank one, as when translating.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from s2s.data.batches import sentences_of
 from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError
-from s2s.interfaces import BOS, EOS, NOTHING, PAD, Decoded, Decoder, Memory, Searchable
+from s2s.interfaces import BOS, EOS, NOTHING, PAD, Before, Decoded, Decoder, Memory, Searchable
 from s2s.likelihood import log_likelihood
 from s2s.search.beam import SearchSettings
+from s2s.search.documents import Document
+from s2s.tree import map_tree
 
 _WINDOW = 16
 """Batches that are pooled for sorting by length."""
@@ -44,8 +49,8 @@ class Forced(NamedTuple):
     """(B, T, S) attention at each token; None if not wanted or if the model has none."""
 
 
-Force = Callable[[Tensor, Tensor, Tensor, frozenset[str]], Forced]
-"""``force(source (B, S), lengths (B,), target (B, T + 1), want)``; ``target`` has BOS first and PAD last."""
+Force = Callable[[Tensor, Tensor, Tensor, frozenset[str], Before | None], Forced]
+"""``force(source (B, S), lengths (B,), target (B, T + 1), want, before)``; ``target`` has BOS first and PAD last."""
 
 
 class Teachable(Protocol):
@@ -57,7 +62,12 @@ class Teachable(Protocol):
         ...
 
     def forward(
-        self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str] = NOTHING
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        words: Tensor,
+        want: frozenset[str] = NOTHING,
+        before: Before | None = None,
     ) -> tuple[Decoded, Memory]:
         """See `s2s.models.seq2seq.Seq2Seq`."""
         ...
@@ -65,11 +75,16 @@ class Teachable(Protocol):
 
 @torch.no_grad()
 def force_at_once(
-    model: Teachable, source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str] = NOTHING
+    model: Teachable,
+    source: Tensor,
+    lengths: Tensor,
+    target: Tensor,
+    want: frozenset[str] = NOTHING,
+    before: Before | None = None,
 ) -> Forced:
     """See `Force`; all positions of the target in one call. Never holds (B, T, V) at once."""
     gold = target[:, 1:]
-    decoded, memory = model.forward(source, lengths, target[:, :-1], want)
+    decoded, memory = model.forward(source, lengths, target[:, :-1], want, before)
     chosen: list[Tensor] = []
     real = (gold != PAD).nonzero()  # (n, 2)
     for places in torch.split(real, max(1, _SCORES // model.decoder.output.out_features)):
@@ -87,10 +102,15 @@ def force_at_once(
 
 @torch.no_grad()
 def force_by_steps(
-    model: Searchable, source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str] = NOTHING
+    model: Searchable,
+    source: Tensor,
+    lengths: Tensor,
+    target: Tensor,
+    want: frozenset[str] = NOTHING,
+    before: Before | None = None,
 ) -> Forced:
     """See `Force`; token by token, as search does it, which every `Searchable` can."""
-    memory, state = model.start(source, lengths, want)
+    memory, state = model.start(source, lengths, want, before=before)
     gold = target[:, 1:]
     chosen: list[Tensor] = []
     shown: list[Tensor] = []
@@ -136,8 +156,11 @@ class Scorer:
         device: torch.device,
         *,
         attention: bool = False,
+        sentences_before: int = 0,
     ) -> None:
-        """``force`` runs the model, which the caller has put into evaluation mode."""
+        """``force`` runs the model, which the caller has put into evaluation mode and which reads so many sentences
+        before each."""
+        self.sentences_before = sentences_before
         self.force, self.tokenizers, self.settings, self.device = force, tokenizers, settings, device
         self.want = frozenset({"weights"}) if attention else NOTHING
         self.too_long = 0
@@ -146,11 +169,12 @@ class Scorer:
     def score(self, pairs: Iterable[Lines]) -> Iterator[Scored]:
         """What becomes of every pair, in order. Raises CheckpointError if the model gives NaN."""
         size = max(1, _WINDOW * self.settings.batch_tokens // 32)
-        rest = iter(pairs)
+        rest, document = iter(pairs), Document(self.sentences_before, self.settings.max_source_length)
         while taken := list(islice(rest, size)):
-            yield from self._window(taken)
+            yield from self._window(taken, document)
 
-    def _window(self, pairs: list[Lines]) -> list[Scored]:
+    def _window(self, pairs: list[Lines], document: Document) -> list[Scored]:
+        before = [self._before(source, document) for source, _ in pairs]
         results = [self._unasked(*pair) for pair in pairs]
         asked = {index: self._ids(*pair) for index, pair in enumerate(pairs) if results[index] is None}
         for index, (source, target) in list(asked.items()):
@@ -159,10 +183,19 @@ class Scorer:
                 results[index] = _without_ids(pairs[index], math.nan)
                 del asked[index]
         for batch in self._batches({index: max(map(len, sides)) for index, sides in asked.items()}):
-            forced = self._forced([asked[index] for index in batch])
+            forced = self._forced([asked[index] for index in batch], [before[index] for index in batch])
             for row, index in enumerate(batch):
                 results[index] = _scored(pairs[index], *asked[index], forced, row)
         return [result for result in results if result is not None]
+
+    def _before(self, source: str | None, document: Document) -> tuple[list[int], ...]:
+        """The sentences before a source line, which joins its document, or ends it."""
+        before = document.before
+        if source is not None and not source.strip():
+            document.end()
+        elif source is not None and self.sentences_before:
+            document.add(self.tokenizers.source.encode(source))
+        return before
 
     @staticmethod
     def _unasked(source: str | None, target: str | None) -> Scored | None:
@@ -185,12 +218,13 @@ class Scorer:
             yield order[:count]
             order = order[count:]
 
-    def _forced(self, pairs: list[tuple[list[int], list[int]]]) -> Forced:
+    def _forced(self, pairs: list[tuple[list[int], list[int]]], before: list[tuple[list[int], ...]]) -> Forced:
         source = _padded([ids for ids, _ in pairs]).to(self.device)
         lengths = torch.tensor([len(ids) for ids, _ in pairs], device=self.device)
         target = _padded([[BOS, *ids] for _, ids in pairs]).to(self.device)
+        given = map_tree(lambda tensor: tensor.to(self.device), sentences_of(before, self.sentences_before))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            forced = self.force(source, lengths, target, self.want)
+            forced = self.force(source, lengths, target, self.want, given)
         if forced.log_probabilities.isnan().any():
             raise CheckpointError("model", "gives probabilities that are not numbers", "score with another checkpoint")
         weights = None if forced.weights is None else forced.weights.float().cpu()

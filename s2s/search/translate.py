@@ -3,6 +3,9 @@
 Lines are taken in windows; within a window sentences of like length are decoded together, and the answers come out in
 the order of the lines. A blank line stays blank and the model is not asked. A line longer than the model may read is
 cut at spaces and its parts are translated one by one.
+
+A model of documents is given the source lines before each, up to the last blank one. They do not depend on what is
+translated, so its lines are batched like any others.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ import torch
 from torch import nn
 
 from s2s.analysis.alignment import Link, links_from_weights, merge_words
+from s2s.data.batches import sentences_of
 from s2s.data.text import printable_output
 from s2s.data.tokenizer import Tokenizer, Tokenizers
 from s2s.errors import DataError
 from s2s.interfaces import BOS, EOS, PAD, Searchable
 from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
+from s2s.search.documents import Document
 from s2s.search.phrases import Forbidden, Ids, spelled
 from s2s.search.unknown import UnknownWords
+from s2s.tree import map_tree
 
 LongLines = Literal["split", "truncate", "error"]
 
@@ -34,6 +40,8 @@ class Line(NamedTuple):
     text: str
     prefix: str = ""
     required: tuple[str, ...] = ()
+    begins: bool = False
+    """Whether a document begins here, with no blank line before."""
 
 
 class Part(NamedTuple):
@@ -81,6 +89,8 @@ class _Asked(NamedTuple):
     source: list[int]
     source_words: list[int]
     wishes: Wishes
+    before: tuple[list[int], ...]
+    """The sentences before the line, the nearest first."""
 
 
 class _Taken(NamedTuple):
@@ -133,8 +143,9 @@ class Translator:
         """
         if isinstance(self.model, nn.Module):
             self.model.eval()
+        document = Document(self.model.sentences_before, self.settings.max_source_length)
         rest = (
-            self._taken(number, line if isinstance(line, Line) else Line(line or ""))
+            self._taken(number, line if isinstance(line, Line) else Line(line or ""), document)
             for number, line in enumerate(lines, start=1)
         )
         batches = 1
@@ -152,14 +163,19 @@ class Translator:
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 
-    def _taken(self, number: int, line: Line) -> _Taken:
-        if not line.text.strip():
+    def _taken(self, number: int, line: Line, document: Document) -> _Taken:
+        blank = not line.text.strip()
+        if blank or line.begins:
+            document.end()
+        if blank:
             return _Taken(number, line.text, [])
         tokenizer, wishes = self.tokenizers.source, self._wishes(number, line)
         ids = tokenizer.encode(line.text)
         words, limit = tokenizer.words(ids), self.settings.max_source_length - 1
         pieces = [(0, len(ids))] if len(ids) <= limit else self._cut(number, line, ids, limit)
-        parts = [_Asked([*ids[start:end], EOS], [*words[start:end], -1], wishes) for start, end in pieces]
+        before = document.before
+        document.add(ids)
+        parts = [_Asked([*ids[start:end], EOS], [*words[start:end], -1], wishes, before) for start, end in pieces]
         later = [part._replace(wishes=wishes._replace(prefix=())) for part in parts[1:]]
         return _Taken(number, line.text, [*parts[:1], *later])
 
@@ -240,9 +256,11 @@ class Translator:
         padded = torch.full((len(parts), int(lengths.max())), PAD)
         for row, part in enumerate(parts):
             padded[row, : len(part.source)] = torch.tensor(part.source)
+        before = sentences_of([part.before for part in parts], self.model.sentences_before)
         return beam_search(
             self.model, padded.to(self.device), lengths.to(self.device), self.settings,
             attention=self.attention, n_best=self.n_best, wishes=[part.wishes for part in parts],
+            before=map_tree(lambda tensor: tensor.to(self.device), before),
         )  # fmt: skip
 
     # --- what is answered ---------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from s2s.data.text import normalise
 from s2s.run import Trained
 from s2s.search.beam import SearchSettings
 from s2s.search.formats import lines_of
-from s2s.search.translate import Candidate, Translation, Translator
+from s2s.search.translate import Candidate, Line, Translation, Translator
 from s2s.serve.asked import Refused, check_lengths
 
 _SQUARES = 5000
@@ -156,7 +156,7 @@ class Desk:
             if self._closed or not any(job.wanted for job in jobs if not job.answer.done()):
                 raise _Left
 
-        lines = (line for job in jobs for line in job.lines)
+        lines = (Line(line, begins=number == 0) for job in jobs for number, line in enumerate(job.lines))
         found = translator.translate(lines, window=_DRAWN_TOGETHER if way.attention else None, check=check)
         for job in jobs:
             answer = list(_described(islice(found, len(job.lines)), way))

@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from s2s.configfile import FilePath
-from s2s.interfaces import BOS, NOTHING, PAD, Decoded, Decoder, Memory, Totals
+from s2s.interfaces import BOS, NOTHING, PAD, Before, Decoded, Decoder, Memory, Totals
 from s2s.likelihood import log_likelihood
 from s2s.products import more_rows
 from s2s.schedules import Ramp, is_probability, value_at
@@ -374,12 +374,25 @@ class TrainingStep(nn.Module):
         """Whether word links are part of this update's loss."""
         return self.guided is not None and (self.guided.until is None or update <= self.guided.until)
 
-    def forward(self, source: Tensor, lengths: Tensor, target: Tensor, links: Tensor | None = None) -> Sums:
+    @property
+    def sentences_before(self) -> int:
+        """The most sentences before the one to translate that the model, or its teacher, reads."""
+        counts: list[int] = [model.sentences_before for model in (self.model, *self._teachers)]  # type: ignore[misc]
+        return max(counts)
+
+    def forward(
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        target: Tensor,
+        links: Tensor | None = None,
+        before: Before | None = None,
+    ) -> Sums:
         """Source (B, S) with lengths (B,) and target (B, T + 1), BOS first and PAD last, to sums.
 
-        ``links`` (B, T, S), only where updates are guided: see `guided_loss`.
+        ``links`` (B, T, S), only where updates are guided: see `guided_loss`. ``before``: the sentences before.
         """
-        measured = self._likelihood(source, lengths, target, links)
+        measured = self._likelihood(source, lengths, target, links, before)
         if self.risk is None or not self.training:
             return measured
         share, risk = self.risk.likelihood, self._risk(self.risk, source, lengths, target)
@@ -400,29 +413,33 @@ class TrainingStep(nn.Module):
         risk = expected_cost(likelihoods, candidates, settings.sharpness)
         return (risk * (target[:, 1:] != PAD).sum(1)).sum()
 
-    def _likelihood(self, source: Tensor, lengths: Tensor, target: Tensor, links: Tensor | None) -> Sums:
+    def _likelihood(
+        self, source: Tensor, lengths: Tensor, target: Tensor, links: Tensor | None, before: Before | None
+    ) -> Sums:
         """All but the risk."""
         words, gold = target[:, :-1], target[:, 1:]
         want = NOTHING if links is None else frozenset({"weights"})
         theirs = None
         for teacher in self._teachers if self.training else []:
-            predicted: tuple[Decoded, Memory] = teacher(source, lengths, words)
+            predicted: tuple[Decoded, Memory] = teacher(source, lengths, words, NOTHING, before)
             theirs = _rows(teacher, *predicted, gold != PAD)
-        first = self._decoded(source, lengths, words, want)
+        first = self._decoded(source, lengths, words, want, before)
         measured = self.measure(*first, gold, links, theirs)
         if not (self.r_drop and self.training):
             return measured
-        second = self._decoded(source, lengths, words, want)
+        second = self._decoded(source, lengths, words, want, before)
         one, other = (_rows(self.model, *decoded, gold != PAD) for decoded in (first, second))
         apart = divergence(one, other, self._vocabulary) * self.r_drop / 4
         return _mean(measured, self.measure(*second, gold, links, theirs), apart)
 
-    def _decoded(self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str]) -> tuple[Decoded, Memory]:
+    def _decoded(
+        self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str], before: Before | None
+    ) -> tuple[Decoded, Memory]:
         """Teacher forcing, or now and then with the model's own words."""
         if not (self.own_words and self.training):
-            whole: tuple[Decoded, Memory] = self.model(source, lengths, words, want)
+            whole: tuple[Decoded, Memory] = self.model(source, lengths, words, want, before)
             return whole
-        memory, state = self.model.start(source, lengths, want)  # type: ignore[operator]
+        memory, state = self.model.start(source, lengths, want, before=before)  # type: ignore[operator]
         token, *rest = words.split(1, 1)  # type: ignore[no-untyped-call]
         decoded, state = self.model.decoder(token, memory, state)  # type: ignore[operator]
         steps: list[Decoded] = [decoded]

@@ -33,6 +33,7 @@ from s2s.training.objective import Sums, TrainingStep
 from s2s.training.optimizer import Optimizer, Plateau, expected_moments, moments, restore, unstepped
 from s2s.training.signals import Interrupted, Signals
 from s2s.training.view import Measured, Sample, Step, View
+from s2s.tree import map_tree
 
 Metric = Literal["nll", "ppl", "bleu", "chrf", "ter"]
 _LOWER_IS_BETTER = {"nll", "ppl", "ter"}
@@ -108,8 +109,8 @@ class TrainingData(Protocol):
         """The updates of an epoch after the first ``taken`` batches of it, each a list of batches of pair numbers."""
         ...
 
-    def batch(self, indices: Indices, epoch: int) -> Batch:
-        """The tensors of one batch."""
+    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
+        """The tensors of one batch, with so many sentences before each of its own."""
         ...
 
     def lines(self, indices: Indices) -> list[int]:
@@ -295,7 +296,7 @@ class Trainer:
         self.step.train()
         self.step.set_update(update)
         own = self.world.own(group)
-        batches = [self.data.batch(indices, state.epoch) for _, indices in own]
+        batches = [self.data.batch(indices, state.epoch, self.step.sentences_before) for _, indices in own]
         tokens = sum(self.world.collect([int(batch.target_lengths.sum()) for batch in batches]))
         with _memory_refused(update, batches):
             sums = [self._gradients(batch, update, slot, tokens) for (slot, _), batch in zip(own, batches, strict=True)]
@@ -333,9 +334,9 @@ class Trainer:
         seed_forward(self.seed, update, slot)
         kind = torch.float16 if self.precision == "fp16" else torch.bfloat16
         with torch.autocast(self.device.type, kind, enabled=self.precision != "float32"):
-            source, lengths, target = (t.to(self.device) for t in (batch.source, batch.source_lengths, batch.target))
             links = batch.links if self.step.guides(update) else None
-            sums: Sums = self.step(source, lengths, target, None if links is None else links.to(self.device))
+            given = batch.source, batch.source_lengths, batch.target, links, batch.before
+            sums: Sums = self.step(*map_tree(lambda tensor: tensor.to(self.device), given))
         self.scaler.scale(sums.loss / tokens).backward()  # type: ignore[no-untyped-call]
         return sums._replace(loss=sums.loss.detach())
 

@@ -194,9 +194,9 @@ def measured_training(config: Path, result: Path) -> None:
 
     timed_batch = timed(batch)
 
-    def first_batch(self: command.EpochData, indices: Indices, epoch: int) -> Batch:
+    def first_batch(self: command.EpochData, indices: Indices, epoch: int, sentences_before: int) -> Batch:
         starts.append((time.monotonic(), time.process_time()))
-        found: Batch = timed_batch(self, indices, epoch)
+        found: Batch = timed_batch(self, indices, epoch, sentences_before)
         return found
 
     command.EpochData.batch = first_batch  # type: ignore[method-assign]

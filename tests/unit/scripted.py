@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK
+from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK, Before
 from s2s.search.beam import Hypothesis, SearchSettings, beam_search
 from s2s.tree import Tree, repeat
 
@@ -29,6 +29,8 @@ class Scripted:
     attention is (the tokens read so far as decimal digits, BOS first; the script's number; zeros).
     """
 
+    sentences_before = 0
+
     def __init__(
         self, *scripts: Script, dtype: torch.dtype = torch.float32, attention: Attention | None = None
     ) -> None:
@@ -40,7 +42,12 @@ class Scripted:
         """Of each step, what every row has said."""
 
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         self.want = want
         return repeat(((source,), {"said": source.new_zeros(len(source), 0)}), places)

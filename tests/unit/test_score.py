@@ -13,7 +13,7 @@ from torch import Tensor
 from s2s.data.parallel import Parallel
 from s2s.data.tokenizer import Tokenizers, WhitespaceTokenizer
 from s2s.errors import CheckpointError, DataError
-from s2s.interfaces import BOS, EOS, PAD, UNK
+from s2s.interfaces import BOS, EOS, PAD, UNK, Before
 from s2s.search.beam import SearchSettings
 from s2s.search.score import Forced, Lines, Scorer
 
@@ -28,7 +28,9 @@ class Scripted:
     def __init__(self) -> None:
         self.shapes: list[tuple[int, int, int]] = []
 
-    def __call__(self, source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str]) -> Forced:
+    def __call__(
+        self, source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str], before: Before | None
+    ) -> Forced:
         assert (target[:, 0] == BOS).all()
         assert [int(row) for row in (source != PAD).sum(1)] == lengths.tolist()
         gold = target[:, 1:]
@@ -106,7 +108,7 @@ def test_a_window_at_a_time_is_read() -> None:
 
 
 def test_probabilities_that_are_not_numbers_are_refused() -> None:
-    def broken(source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str]) -> Forced:
+    def broken(source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str], before: Before | None) -> Forced:
         return Forced(torch.full(target[:, 1:].shape, math.nan), None)
 
     broken_model = Scorer(broken, BOTH, SearchSettings(), torch.device("cpu"))

@@ -21,7 +21,7 @@ from s2s.commands import serve as command
 from s2s.commands.serve import Options, names_of
 from s2s.data.tokenizer import Tokenizers, WhitespaceTokenizer
 from s2s.errors import UsageError
-from s2s.interfaces import NOTHING
+from s2s.interfaces import NOTHING, Before
 from s2s.search.beam import SearchSettings
 from s2s.search.sampling import SamplingSettings
 from s2s.serve import app, connection
@@ -39,6 +39,8 @@ SHORT = 1.0
 class Echo(nn.Module):
     """Says its source again, attending to each word as it says it. ``gate`` holds it; at the word "bad" it breaks."""
 
+    sentences_before = 0
+
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(3))
@@ -50,7 +52,12 @@ class Echo(nn.Module):
         """Sentences of each batch."""
 
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         self.batches.append(len(lengths))
         self.begun.release()

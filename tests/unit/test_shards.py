@@ -85,7 +85,7 @@ def test_every_changed_bit_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "c"
     shards.write(folder, EXAMPLES, vocabulary=65536)
     files = [path for path in folder.iterdir() if path.name != "meta.json"]
-    assert len(files) == 14
+    assert len(files) == 15
     for path in files:
         original = path.read_bytes()
         for damaged in (original[:-1], original + b"\0", bytes([original[0] ^ 1]) + original[1:]):
@@ -99,7 +99,10 @@ def test_every_changed_bit_is_found(tmp_path: Path) -> None:
     shards.open_corpus(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}', '{"format": 2, "files": 3}', "\xff"])
+NOW = f'{{"format": {shards.FORMAT}'
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", NOW + "}", NOW + ', "files": 3}', "\xff"])
 def test_broken_description(tmp_path: Path, text: str) -> None:
     (tmp_path / "meta.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match="is damaged"):

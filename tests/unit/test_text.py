@@ -420,7 +420,7 @@ def test_pairs_and_their_summary(tmp_path: Path) -> None:
     pairs, counts = pairs_of(
         tmp_path, b"one\n\ntwo\x00\na b c d\nfive\nsix", b"eins\nzwei\nzwei\nx\n \t\nsechs\n", max_length=3
     )
-    assert pairs == [Pair("one", "eins", 1), Pair("two", "zwei", 3), Pair("six", "sechs", 6)]
+    assert pairs == [Pair("one", "eins", 1), Pair("two", "zwei", 3, 1), Pair("six", "sechs", 6, 1)]
     assert counts.summary() == ("data: 6 pairs read, 2 blank, 1 too long (> 3), 1 control characters replaced, 3 kept")
     assert counts.warnings() == []
 

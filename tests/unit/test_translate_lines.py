@@ -15,7 +15,7 @@ from torch import Tensor
 from s2s.config import AnyDecoder, AnyEncoder
 from s2s.data.tokenizer import Tokenizers, WhitespaceTokenizer
 from s2s.errors import DataError
-from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK, Searchable
+from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK, Before, Searchable
 from s2s.models.ensemble import Ensemble
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.search.beam import SearchSettings
@@ -32,13 +32,20 @@ Script = Callable[[list[int], list[int]], dict[int, float]]
 class Scripted:
     """A model that obeys a script, and attends to one word after the other, ``backwards`` or not; None: to nothing."""
 
+    sentences_before = 0
+
     def __init__(self, script: Script, backwards: bool | None = None) -> None:
         self.script, self.backwards = script, backwards
         self.searched: list[list[int]] = []
         """The sources of every start."""
 
     def start(
-        self, source: Tensor, lengths: Tensor, want: frozenset[str] = NOTHING, places: int = 1
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         self.searched += [[word for word in row if word not in (PAD, EOS)] for row in source.tolist()]
         return repeat(((source,), {"said": source.new_zeros(len(source), 0)}), places)
