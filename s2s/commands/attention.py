@@ -20,6 +20,7 @@ from s2s.errors import CheckpointError, DataError, UsageError
 from s2s.interfaces import EOS
 from s2s.progress import say, warn
 from s2s.run import Trained
+from s2s.search.documents import Document, first_before
 from s2s.search.look import head_maps, heat_map, look, marked
 from s2s.search.translate import Translator
 from s2s.training.trainer import resolve_device
@@ -56,6 +57,8 @@ class Pair(NamedTuple):
 
     source: str
     target: str | None
+    before: list[str]
+    """The lines before it in its document."""
 
 
 def attention(models: Sequence[Path], source: Path | None, options: Options) -> None:
@@ -88,30 +91,32 @@ def _pair(source: Path | None, options: Options) -> Pair:
         lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid)
     else:
         raise UsageError("standard input", "no input", "give a file")
-    text = _line(lines, counts.where, options.line)
+    *before, text = _until(lines, counts.where, options.line)
     if options.target is None:
-        return Pair(text, None)
+        return Pair(text, None, before)
     beside = TextCounts(where=str(options.target))
     given = read_lines(options.target, counts=beside, invalid=invalid, allow_pipe=True)
     for warning in (*counts.warnings(), *beside.warnings()):
         warn(warning)
-    return Pair(text, _line(given, beside.where, options.line))
+    return Pair(text, _until(given, beside.where, options.line)[-1], before)
 
 
-def _line(lines: Iterable[str | None], where: str, number: int) -> str:
-    """The line with this number. Raises DataError where it is not there, or is blank."""
-    for line in islice(lines, number - 1, number):
-        if line and line.strip():
-            return line
+def _until(lines: Iterable[str | None], where: str, number: int) -> list[str]:
+    """The line with this number, and before it those of its document. Raises DataError where there is none, or a blank
+    one."""
+    read = [line or "" for line in islice(lines, number)]
+    if len(read) < number:
+        raise DataError(where, f"has no line {number}", "choose another by --line")
+    if not read[-1].strip():
         raise DataError(f"{where}: line {number}", "is blank", "choose another by --line")
-    raise DataError(where, f"has no line {number}", "choose another by --line")
+    return read[first_before(read, number - 1, number) :]
 
 
 @torch.no_grad()
 def _drawn(path: Path, trained: Trained, pair: Pair, options: Options) -> Iterator[HeatMap]:
     """The pictures of one model: the whole and, if they are asked for, the heads."""
     source, target = _forced(trained, pair) if pair.target is not None else _searched(trained, pair)
-    looked = look(trained.model, source, target, next(trained.model.parameters()).device)
+    looked = look(trained.model, source, target, next(trained.model.parameters()).device, _before(trained, pair))
     if looked is None:
         raise CheckpointError(path, "has no attention", "use a model with attention")
     name = path.resolve().name
@@ -132,11 +137,19 @@ def _forced(trained: Trained, pair: Pair) -> tuple[list[int], list[int]]:
     return sides
 
 
+def _before(trained: Trained, pair: Pair) -> tuple[list[int], ...]:
+    """The pieces of what the model reads before the line, the nearest sentence first, EOS last."""
+    document = Document(trained.model.sentences_before, trained.config.search.max_source_length)
+    for line in pair.before[first_before(pair.before, len(pair.before), trained.model.sentences_before) :]:
+        document.add(trained.tokenizers.source.encode(line))
+    return document.before
+
+
 def _searched(trained: Trained, pair: Pair) -> tuple[list[int], list[int]]:
     """The pieces of the line and of what the model's own search finds for it, EOS last."""
     device = next(trained.model.parameters()).device
     translator = Translator(trained.model, trained.tokenizers, trained.config.search, device)
-    (found,) = translator.translate([pair.source])
+    (found,) = translator.translate_at([*pair.before, pair.source], [len(pair.before)])
     if len(found.candidates[0].parts) != 1:
         raise _too_long()
     (part,) = found.candidates[0].parts

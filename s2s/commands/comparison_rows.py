@@ -100,7 +100,7 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
         "torch": str(torch.__version__),
         **_attention(trained, pairs, asked.links),
     }
-    return row, {"hypotheses": lines, "shown": list(_shown(trained, [pairs[n - 1] for n in asked.shown], asked.shown))}
+    return row, {"hypotheses": lines, "shown": list(_shown(trained, pairs, asked.shown))}
 
 
 def require_finished(run: Path) -> None:
@@ -210,8 +210,9 @@ def _shown(trained: Trained, pairs: Sequence[tuple[str, str]], numbers: Sequence
     device = next(trained.model.parameters()).device
     can = gives_attention(trained.model, device)
     translator = Translator(trained.model, trained.tokenizers, trained.config.search, device, attention=can)
-    found = translator.translate([source for source, _ in pairs])
-    for one, number, (source, target) in zip(found, numbers, pairs, strict=True):
+    found = translator.translate_at([source for source, _ in pairs], [number - 1 for number in numbers])
+    for one, number in zip(found, numbers, strict=True):
+        source, target = pairs[number - 1]
         parts, attention = one.candidates[0].parts, None
         if can and len(parts) == 1:
             weights, source_words, target_words = word_attention(parts[0], trained.tokenizers)

@@ -346,7 +346,7 @@ def _looks(model: Model, measured: Measurement, chosen: Sequence[int] | None) ->
             what = f"there is no line {line}, the {measured.text.split} set has {len(measured.found)}"
             raise UsageError("--sentences", what, "choose others")
     translator = _translator(model.trained)
-    found = translator.translate([measured.text.source[line - 1] for line in lines])
+    found = translator.translate_at(measured.text.source, [line - 1 for line in lines])
     for place, (line, one) in enumerate(zip(lines, found, strict=True)):
         sentence = _sentence(measured, line - 1) | {"found": one.text, "picture": None, "heads": None, "why": ""}
         yield sentence | _pictures(model.trained, one, line, with_heads=place == 0)
@@ -359,7 +359,7 @@ def _pictures(trained: Trained, found: Translation, line: int, with_heads: bool)
         return {"why": "A blank line is not translated." if not parts else "The line was cut into parts."}
     device = next(trained.model.parameters()).device
     source, target = parts[0].source, [*parts[0].hypothesis.ids, EOS]
-    looked = look(trained.model, source, target, device)
+    looked = look(trained.model, source, target, device, parts[0].before)
     if looked is None:
         return {"why": "This model has no attention."}
     draw = partial(heat_map, source=source, target=target, tokenizers=trained.tokenizers)

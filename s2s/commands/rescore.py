@@ -48,6 +48,9 @@ def rescore(
         scorer = scorer_of(
             [model], checkpoint=checkpoint, device=device, batch_tokens=batch_tokens, normalise=normalise
         )
+        if scorer.sentences_before:
+            what = "reads the sentences before each, and a list of translations belongs to one sentence"
+            raise UsageError(model, what, "rescore with models that read sentence by sentence")
         judges.append(Judge(scorer, partial(score_of, scorer=scorer), weight))
     counts, rescorer = TextCounts(), Rescorer(judges, given)
     ranked = rescorer.rescore(_with_sources(lists, nbest, source, counts, "error" if strict else "replace"))

@@ -27,3 +27,11 @@ class Document:
     def end(self) -> None:
         """The next sentence begins another document."""
         self._before.clear()
+
+
+def first_before(lines: Sequence[str], place: int, sentences: int) -> int:
+    """The place of the first line that is read before the one at ``place``, or that place if there is none."""
+    first = place
+    while first > max(0, place - sentences) and lines[first - 1].strip():
+        first -= 1
+    return first

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from s2s.analysis.alignment import merge_words
 from s2s.analysis.heatmap import HeatMap, Span, Weights
+from s2s.data.batches import sentences_of
 from s2s.data.tokenizer import Tokenizer, Tokenizers
 from s2s.interfaces import BOS, EOS
 from s2s.search.score import Teachable
+from s2s.tree import map_tree
 
 _WANT = frozenset({"weights", "heads", "trace"})
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
@@ -44,13 +46,20 @@ class Looked(NamedTuple):
 
 
 @torch.no_grad()
-def look(model: Teachable, source: Sequence[int], target: Sequence[int], device: torch.device) -> Looked | None:
+def look(
+    model: Teachable,
+    source: Sequence[int],
+    target: Sequence[int],
+    device: torch.device,
+    before: Sequence[Sequence[int]] = (),
+) -> Looked | None:
     """Make the model say ``target`` for ``source``, ids with EOS last; None where it has no weights to show.
 
-    The model is in evaluation mode.
+    ``before``: the sentences before, the nearest first. The model is in evaluation mode.
     """
     given, length = torch.tensor([source], device=device), torch.tensor([len(source)], device=device)
-    decoded, _ = model.forward(given, length, torch.tensor([[BOS, *target[:-1]]], device=device), _WANT)
+    context = map_tree(lambda tensor: tensor.to(device), sentences_of([before], len(before)))
+    decoded, _ = model.forward(given, length, torch.tensor([[BOS, *target[:-1]]], device=device), _WANT, context)
     if decoded.weights is None:
         return None
     trace = {} if decoded.attended is None else decoded.attended.trace

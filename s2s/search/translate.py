@@ -23,7 +23,7 @@ from s2s.data.tokenizer import Tokenizer, Tokenizers
 from s2s.errors import DataError
 from s2s.interfaces import BOS, EOS, PAD, Searchable
 from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
-from s2s.search.documents import Document
+from s2s.search.documents import Document, first_before
 from s2s.search.phrases import Forbidden, Ids, spelled
 from s2s.search.unknown import UnknownWords
 from s2s.tree import map_tree
@@ -52,6 +52,8 @@ class Part(NamedTuple):
     source_words: list[int]
     """(S) the number of the word of the line that each is part of, -1 for EOS."""
     hypothesis: Hypothesis
+    before: tuple[list[int], ...] = ()
+    """The ids of the sentences before the line that the model read, the nearest first, EOS at the end of each."""
 
 
 class Candidate(NamedTuple):
@@ -152,6 +154,18 @@ class Translator:
         while taken := list(_until(rest, batches * self.settings.batch_tokens, window)):
             yield from self._window(taken, check)
             batches = min(2 * batches, _WINDOW)
+
+    def translate_at(self, lines: Sequence[str], places: Sequence[int]) -> Iterator[Translation]:
+        """Translations of the lines at these places, counted from 0: each the one that it has in the whole text."""
+        asked: list[Line] = []
+        wanted: dict[int, int] = {}
+        for place in places:
+            first, *rest = lines[first_before(lines, place, self.model.sentences_before) : place + 1]
+            asked += [Line(first, begins=True), *map(Line, rest)]
+            wanted[len(asked)] = place + 1
+        for one in self.translate(asked):
+            if one.number in wanted:
+                yield one._replace(number=wanted[one.number])
 
     def warnings(self) -> list[str]:
         """What a reader of the output should know, one line each."""
@@ -268,7 +282,7 @@ class Translator:
     def _joined(self, line: _Taken, found: list[list[Hypothesis]]) -> Translation:
         """The best ways to translate the parts of a line, one after the other; when sampling, draw by draw."""
         options = [
-            [Part(asked.source, asked.source_words, one) for one in hypotheses]
+            [Part(asked.source, asked.source_words, one, asked.before) for one in hypotheses]
             for asked, hypotheses in zip(line.parts, found, strict=True)
         ]
         ways: list[list[Part]] = [[]]

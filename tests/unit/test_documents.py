@@ -22,6 +22,7 @@ from s2s.data.tokenizer import Tokenizers, WhitespaceSettings, WhitespaceTokeniz
 from s2s.interfaces import EOS, NOTHING, PAD, Before
 from s2s.models.ensemble import Ensemble
 from s2s.search.beam import SearchSettings
+from s2s.search.documents import first_before
 from s2s.search.score import Forced, Scorer
 from s2s.search.translate import Line, LongLines, Translator
 from s2s.tree import Tree, repeat
@@ -231,6 +232,15 @@ def test_an_ensemble_reads_what_any_of_its_models_reads() -> None:
     models: list[Any] = ensemble.models
     list(Translator(ensemble, BOTH, SearchSettings(beam=1), CPU).translate(["a", "b", "c"]))
     assert sorted(models[0].told) == sorted(models[1].told) == [("a", []), ("b", ["a"]), ("c", ["b", "a"])]
+
+
+def test_lines_that_are_chosen_keep_their_place() -> None:
+    """Each is translated as in the whole text, in the order in which they are asked for."""
+    lines, model = ["a", "b", "", "c", "d", "e"], Listener(1)
+    found = list(Translator(model, BOTH, SearchSettings(beam=1), CPU).translate_at(lines, [5, 1, 3, 2]))
+    assert [(one.number, one.text) for one in found] == [(6, "e"), (2, "b"), (4, "c"), (3, "")]
+    assert all(one in model.told for one in (("e", ["d"]), ("b", ["a"]), ("c", [])))
+    assert [first_before(lines, 5, count) for count in range(5)] == [5, 4, 3, 3, 3]
 
 
 def test_pairs_are_scored_after_those_before_them() -> None:
