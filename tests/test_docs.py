@@ -27,6 +27,7 @@ PAGES = [
         "docs/attention.md",
         "docs/transformer.md",
         "docs/convs2s.md",
+        "docs/documents.md",
         "docs/search.md",
         "docs/translate.md",
         "docs/evaluate.md",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, Before, Decoded, Decoder, Encoder, Memory
 from s2s.likelihood import log_probabilities
+from s2s.models.document import Hierarchical, HierarchicalSettings
 from s2s.models.layers import embedding
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 from s2s.tree import Tree, repeat
@@ -21,14 +22,14 @@ D = TypeVar("D", bound=DecoderSettings)
 class Seq2Seq(nn.Module):
     """Source ids to a distribution over target ids. A `s2s.interfaces.Searchable`."""
 
-    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder, document: Hierarchical | None = None) -> None:
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
+        self.encoder, self.decoder, self.document = encoder, decoder, document
 
     @property
     def sentences_before(self) -> int:
         """See `Searchable.sentences_before`."""
-        return 0
+        return 0 if self.document is None else self.document.sentences
 
     def forward(
         self,
@@ -39,8 +40,15 @@ class Seq2Seq(nn.Module):
         before: Before | None = None,
     ) -> tuple[Decoded, Memory]:
         """Teacher forcing: source (B, S), lengths (B,), target prefix (B, T), BOS first; ``before`` as for `start`."""
-        memory, state = self.decoder.start(self.encoder(source, lengths), want)
+        memory, state = self.decoder.start(self._read(source, lengths, before), want)
         return self.decoder(words, memory, state)[0], memory
+
+    def _read(self, source: Tensor, lengths: Tensor, before: Before | None) -> Memory:
+        memory: Memory = self.encoder(source, lengths)
+        if self.document is None:
+            return memory
+        joined: Memory = self.document(memory, before, self.encoder)
+        return joined
 
     def start(
         self,
@@ -51,7 +59,7 @@ class Seq2Seq(nn.Module):
         before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         """See `Searchable.start`."""
-        memory, state = self.decoder.start(self.encoder(source, lengths), want)
+        memory, state = self.decoder.start(self._read(source, lengths, before), want)
         if places > 1 and not self.decoder.shares(state):
             memory = repeat(memory, places)
         return memory, repeat(state, places)
@@ -105,6 +113,9 @@ class ModelSettings(Settings, Generic[E, D]):
     """What reads the source."""
     decoder: D
     """What writes the target."""
+    document: HierarchicalSettings | None = None
+    """How the sentences before, of the same document, are read too (Miculicich 2018); null: each sentence is alone. In
+    texts a blank line ends a document."""
 
     def build(self, source_vocabulary: int, target_vocabulary: int) -> Seq2Seq:
         """The network for vocabularies of these sizes, drawn from torch's generator as it stands.
@@ -119,6 +130,7 @@ class ModelSettings(Settings, Generic[E, D]):
         decoder_settings: Any = self.decoder
         encoder: Encoder = encoder_settings.build(source, self.dropout, decoder_settings.reads_cells)
         decoder: Decoder = decoder_settings.build(target, encoder, self.dropout, self.tie != "none")
-        model = Seq2Seq(encoder, decoder)
+        document = None if self.document is None else self.document.build(encoder.size, self.dropout)
+        model = Seq2Seq(encoder, decoder, document)
         initialise(model, self.uniform_init)
         return model

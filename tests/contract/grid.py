@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from s2s.attention.normalise import Normaliser
 from s2s.attention.scores import AnyScore
 from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
-from s2s.interfaces import BOS, EOS, PAD
+from s2s.interfaces import BOS, EOS, NOTHING, PAD, Before, Decoded, Memory
 from s2s.models.positions import PositionKind
 from s2s.models.rnn_decoder import RNNDecoder
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.models.start import StartKind
 from s2s.settings import AttentionSettings
+from s2s.tree import Tree
 
 Options = dict[str, Any]
 
@@ -289,6 +290,12 @@ def candidates() -> Iterator[Case]:
     yield Case("tied-decoder-only", {"embedding": SIZE, "tie": "all", "encoder": EMBEDDING, "decoder": ONE})
     yield recurrent("rnn/from-conv", CONV, wiring="luong", cell="lstm")
     yield recurrent("rnn/from-embedding", EMBEDDING, wiring="bahdanau")
+    for case in (
+        recurrent("recurrent", ENCODERS["lstm"], wiring="luong", start="bridge", cell="lstm"),
+        Case("transformer", {"embedding": SIZE, "tie": "none", "encoder": STACK, "decoder": STACK}),
+        Case("tied", {"embedding": SIZE, "tie": "all", "encoder": STACKS["post-learned"], "decoder": STACK}),
+    ):
+        yield Case(f"document/{case.name}", {**case.model, "document": {"sentences": 2, "heads": 2}})
     for tie, size in (("output", SIZE), ("output", 6), ("all", SIZE)):
         case = recurrent(f"tied-{tie}-{size}", BOTH_WAYS, wiring="cgru")
         yield Case(case.name, {**case.model, "tie": tie, "embedding": size})
@@ -339,9 +346,51 @@ def build(case: Case, dropout: float = 0.0) -> Seq2Seq:
         assert reason is None, f"{case.name}: {reason}"
     settings = ModelSettings[AnyEncoder, AnyDecoder].model_validate({**case.model, "dropout": dropout})
     same = case.model["tie"] == "all"
-    model = settings.build(TARGET_WORDS if same else SOURCE_WORDS, TARGET_WORDS).double().eval()
-    redraw(model)
+    model = settings.build(TARGET_WORDS if same else SOURCE_WORDS, TARGET_WORDS)
+    if model.document is not None:
+        model = Recalling(model.encoder, model.decoder, model.document)
+    redraw(model.double().eval())
     return model
+
+
+class Recalling(Seq2Seq):
+    """A model of documents that is given sentences before each of its own, which follow from that one alone.
+
+    So the laws hold of it as they do of any model.
+    """
+
+    def forward(
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        words: Tensor,
+        want: frozenset[str] = NOTHING,
+        before: Before | None = None,
+    ) -> tuple[Decoded, Memory]:
+        """See `Seq2Seq.forward`."""
+        return super().forward(source, lengths, words, want, recalled(source, lengths))
+
+    def start(
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
+    ) -> tuple[Tree, Tree]:
+        """See `Seq2Seq.start`."""
+        return super().start(source, lengths, want, places, recalled(source, lengths))
+
+
+def recalled(source: Tensor, lengths: Tensor) -> Before:
+    """None to three sentences before each: its own backwards, what is left of that, and so on."""
+    found = torch.full((len(source), 3, source.size(1)), PAD)
+    counts = torch.zeros(len(source), 3, dtype=torch.int64)
+    for row, length in enumerate(lengths.tolist()):
+        for place in range(length % 4):
+            ids = [*source[row, : max(0, length - 1 - place)].flip(0).tolist(), EOS]
+            found[row, place, : len(ids)], counts[row, place] = torch.tensor(ids), len(ids)
+    return Before(found, counts)
 
 
 def redraw(model: nn.Module) -> None:
