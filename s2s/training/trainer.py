@@ -68,6 +68,9 @@ class TrainingSettings(Settings):
     """Arithmetic of products; weights and sums stay float32. auto: bf16 where the hardware multiplies it natively."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; auto: a GPU if there is one."""
+    frozen: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Parts of the model that stay as they begin, such as [encoder, decoder] where init_from gives them and what is new
+    is to learn alone: all parameters whose names are one of these, or begin with one and a dot."""
     skip_nonfinite: Annotated[int, Field(ge=0)] = 0
     """Updates in a row whose loss or gradient is not finite that are left out before training ends with exit code 5."""
     usr1: Literal["save", "exit"] = "save"
@@ -166,6 +169,21 @@ def limit_met(state: TrainingState, settings: TrainingSettings) -> str | None:
     return None
 
 
+def frozen(model: nn.Module, parts: Sequence[str]) -> list[nn.Parameter]:
+    """The parameters of these parts. Raises ConfigError for a part that has none, or if none is left to learn."""
+    names = dict(model.named_parameters())
+    chosen: dict[str, nn.Parameter] = {}
+    for part in parts:
+        own = {name: parameter for name, parameter in names.items() if f"{name}.".startswith(f"{part}.")}
+        if not own:
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise ConfigError("training.frozen", f"the model has no part {part}", f"its parts begin with {known}")
+        chosen |= own
+    if len(chosen) == len(names):
+        raise ConfigError("training.frozen", "nothing is left to learn", "leave a part out")
+    return list(chosen.values())
+
+
 def seed_forward(seed: int, update: int, slot: int) -> None:
     """Make every draw of one forward pass a function of these three numbers."""
     digest = hashlib.blake2b(f"{seed} {update} {slot}".encode(), digest_size=8).digest()
@@ -233,6 +251,7 @@ class Trainer:
         self.step, self.data, self.settings, self.seed = step.to(self.device), data, settings, seed
         self.rule, self.optimizer = optimizer, optimizer.build(step)
         self.model: nn.Module = step.model
+        self._frozen = frozen(self.model, settings.frozen)
         self.average = Average(self.model, settings.ema) if settings.ema is not None else None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.scaler.scale(torch.zeros((), device=self.device))  # has a scale from now on, even without a batch to come
@@ -301,6 +320,8 @@ class Trainer:
         with _memory_refused(update, batches):
             sums = [self._gradients(batch, update, slot, tokens) for (slot, _), batch in zip(own, batches, strict=True)]
             self.world.sum_gradients(self.step.parameters())
+            for parameter in self._frozen:
+                parameter.grad = None
             if self.precision == "fp16":
                 self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.rule.clip or math.inf, foreach=True)

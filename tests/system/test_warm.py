@@ -46,3 +46,28 @@ def test_what_the_other_run_lacks_starts_afresh_and_is_named(
 def test_a_start_that_is_no_run_is_refused(project: Path, new_run: Path, cli: Cli, where: str) -> None:
     found = cli(*train_arguments(project, new_run, f"init_from={project / where}"))
     assert_error(found, 4, where, "no config.yaml here; give the directory of a run")
+
+
+def test_what_is_frozen_stays_and_the_rest_learns(project: Path, new_run: Path, finished: Path, cli: Cli) -> None:
+    """To the last bit, over two parts of a training, with weight decay."""
+    still = "training.frozen=[encoder, decoder.embedding]"
+    settings = (f"init_from={finished}", LATENT, still, "training.save_every=2", "optimizer.weight_decay=0.1")
+    for updates in (2, 4):
+        found = cli(*train_arguments(project, new_run, *settings, f"training.max_updates={updates}"))
+        assert found.code == 0, found.err
+    before, after = load_model(finished, "best").snapshot.model, load_model(new_run, "latest").snapshot.model
+    unchanged = {name for name, tensor in before.items() if torch.equal(tensor, after[name])}
+    assert unchanged == {name for name in before if name.startswith(("encoder.", "decoder.embedding."))}
+    assert 3 <= len(unchanged) < len(before)
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ("[encode]", "the model has no part encode; its parts begin with encoder, decoder"),
+        ("[encoder, decoder]", "nothing is left to learn; leave a part out"),
+    ],
+)
+def test_parts_that_cannot_be_frozen(project: Path, new_run: Path, cli: Cli, parts: str, why: str) -> None:
+    found = cli(*train_arguments(project, new_run, f"training.frozen={parts}"))
+    assert_error(found, 2, f"training.frozen: {why}")
