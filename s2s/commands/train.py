@@ -31,7 +31,7 @@ from s2s.evaluation import score_all
 from s2s.interfaces import Attention
 from s2s.progress import say, silent, warn
 from s2s.run import Run, Trained, build_model, default_directory, load_trained, start_like, warm_start
-from s2s.search.translate import Translator
+from s2s.search.translate import Line, Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
 from s2s.training.signals import Signals, stopped
@@ -323,6 +323,8 @@ class Validator:
         assert prepared.valid is not None
         self.config, self.prepared, self.corpus = config, prepared, prepared.valid
         self.texts = [self.corpus.text(index) for index in range(len(self.corpus))]
+        begins = (not self.corpus.before(index, 1) for index in range(len(self.corpus)))
+        self.lines = [Line(source, begins=first) for (source, _), first in zip(self.texts, begins, strict=True)]
         lengths = (self.corpus.source_lengths, self.corpus.target_lengths)
         self.batches = valid_batches(*lengths, config.batches)
         self.metrics = ("bleu", "chrf", "ter") if config.training.stop_on == "ter" else ("bleu", "chrf")
@@ -335,7 +337,7 @@ class Validator:
         attention |= self._scatter(model, device, check)
         scores = {"nll": nll, "ppl": float(torch.tensor(nll, dtype=torch.float64).exp())}
         translator = Translator(model, self.prepared.tokenizers, self.config.search, device)  # type: ignore[arg-type]
-        found = [one.text for one in translator.translate((source for source, _ in self.texts), check=check)]
+        found = [one.text for one in translator.translate(self.lines, check=check)]
         references = [target for _, target in self.texts]
         scores |= {score.name: score.value for score in score_all(found, references, self.metrics)}
         samples = [Sample(*texts, text) for texts, text in zip(self.texts, found, strict=True)]

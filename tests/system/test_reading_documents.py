@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from harness import Cli, Warm, assert_error, finish, losses, start_ranks, train_arguments
 
 from s2s.checkpoint import load_model
+from s2s.search.translate import Line, Translation, Translator
 
 DOCUMENT = "model.document={sentences: 2, heads: 2}"
 SHORT = ("training.max_updates=6", "training.save_every=3", "training.validate_every=6")
@@ -72,6 +75,28 @@ def test_a_blank_line_is_all_that_tells(
     (project / "lists.jsonl").write_bytes(cli("translate", "--model", new_run, "--format", "jsonl", stdin=lines[0]).out)
     refused = cli("rescore", "--model", new_run, project / "lists.jsonl")
     assert_error(refused, 2, "reads the sentences before each", "rescore with models that read sentence by sentence")
+
+
+def test_validation_knows_where_documents_begin(
+    project: Path, new_run: Path, cli: Cli, texts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blank lines are not in the encoded corpus; what is translated begins documents where they were."""
+    sides = []
+    for side, ending in (("source", "en"), ("target", "de")):
+        lines = (project / f"valid.{ending}").read_text(encoding="utf-8").splitlines()
+        path = project / f"documents-valid.{ending}"
+        path.write_text("".join(f"{line}\n" + "\n" * (number % 4 == 0) for number, line in enumerate(lines, start=1)))
+        sides.append(f"data.valid.{side}={path}")
+    given: list[Line] = []
+
+    def translate(self: Translator, lines: Iterable[Line], **more: Any) -> Iterator[Translation]:
+        given.extend(lines)
+        return plain(self, given, **more)
+
+    plain = Translator.translate
+    monkeypatch.setattr(Translator, "translate", translate)
+    assert cli(*train_arguments(project, new_run, *texts, *sides, DOCUMENT, *SHORT)).code == 0
+    assert [line.begins for line in given] == [True, False, False, False] * 3
 
 
 def test_stopping_and_going_on_is_not_noticed(project: Path, cli: Cli, texts: tuple[str, ...]) -> None:
