@@ -108,6 +108,8 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
             _compare_settings(require(loaded.snapshot.state, "config", dict), config)
         prepared = world.first_then_all(lambda: _data(config, run, loaded, world))
         data = EpochData(config, prepared, world)
+    if config.model.document is not None:
+        _warn_of_whole_texts(prepared)
     model = build_model(config, prepared.tokenizers)
     if loaded is None and config.init_like is not None:
         shared = start_like(model, Path(config.init_like), config, prepared.tokenizers)
@@ -163,6 +165,12 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     finally:
         metrics.end()
     _report(trainer, run, ended, trainer.state.update == before and resumed)
+
+
+def _warn_of_whole_texts(prepared: Prepared) -> None:
+    for counts in prepared.counts:
+        if not counts.source.blank and counts.kept > 1:
+            warn(f"{counts.name}: no blank line ends a document, so its {counts.kept} sentences are one")
 
 
 def _teacher(config: Config, tokenizers: Tokenizers) -> Trained | None:

@@ -99,6 +99,15 @@ def test_validation_knows_where_documents_begin(
     assert [line.begins for line in given] == [True, False, False, False] * 3
 
 
+def test_a_corpus_without_documents_is_told_of(project: Path, new_run: Path, cli: Cli, texts: tuple[str, ...]) -> None:
+    """Of each that has none, and only where a model reads them."""
+    words = "valid: no blank line ends a document, so its 12 sentences are one"
+    found = cli(*train_arguments(project, new_run, *texts, DOCUMENT, *SHORT))
+    assert found.code == 0 and words in found.err and found.err.count("no blank line") == 1
+    found = cli(*train_arguments(project, new_run.with_name("alone"), *texts, *SHORT))
+    assert found.code == 0 and "no blank line" not in found.err
+
+
 def test_stopping_and_going_on_is_not_noticed(project: Path, cli: Cli, texts: tuple[str, ...]) -> None:
     runs = [project / f"documents-{name}" for name in ("whole", "parted")]
     assert cli(*train_arguments(project, runs[0], *texts, DOCUMENT, *SHORT)).code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from s2s.search.beam import SearchSettings
 from s2s.search.documents import first_before
 from s2s.search.score import Forced, Scorer
 from s2s.search.translate import Line, LongLines, Translator
+from s2s.serve.desk import Desk, Job, Way
 from s2s.tree import Tree, repeat
 
 WORDS = WhitespaceTokenizer(b"a\nb\nc\nd\ne\nf")
@@ -232,6 +234,18 @@ def test_an_ensemble_reads_what_any_of_its_models_reads() -> None:
     models: list[Any] = ensemble.models
     list(Translator(ensemble, BOTH, SearchSettings(beam=1), CPU).translate(["a", "b", "c"]))
     assert sorted(models[0].told) == sorted(models[1].told) == [("a", []), ("b", ["a"]), ("c", ["b", "a"])]
+
+
+def test_requests_that_go_together_have_nothing_to_do_with_each_other() -> None:
+    """Each is a text of its own, whose lines are read one after the other."""
+    model, desk = Listener(2), Desk()
+    trained: Any = SimpleNamespace(model=model, tokenizers=BOTH)
+    offered: Any = SimpleNamespace(trained=trained, device=CPU)
+    way = Way(offered, SearchSettings(beam=1), 1, False)
+    jobs = [Job(way, ["a", "b"]), Job(way, ["c"]), Job(way, ["d", "", "e"])]
+    desk._translate(jobs)
+    assert [len(job.answer.result(0)) for job in jobs] == [2, 1, 3]
+    assert sorted(model.told) == [("a", []), ("b", ["a"]), ("c", []), ("d", []), ("e", [])]
 
 
 def test_lines_that_are_chosen_keep_their_place() -> None:
