@@ -95,12 +95,18 @@ class _Asked(NamedTuple):
     """The sentences before the line, the nearest first."""
 
 
-class _Taken(NamedTuple):
-    """A line with its parts: none of a blank one, several of one that is too long."""
+class Taken(NamedTuple):
+    """A line that is understood: its parts are none of a blank one, several of one that is too long."""
 
     number: int
-    text: str
+    """Of the line, from 1."""
+    line: Line
     parts: list[_Asked]
+
+    @property
+    def before(self) -> tuple[list[int], ...]:
+        """The ids of the sentences of its document before it that the model reads, the nearest first."""
+        return self.parts[0].before if self.parts else ()
 
 
 class Translator:
@@ -143,17 +149,36 @@ class Translator:
         ``window``: the most lines taken before the first answer. ``check`` is called between batches and may raise.
         Raises DataError for a line that is too long where that is an error, and for wishes that cannot be met.
         """
-        if isinstance(self.model, nn.Module):
-            self.model.eval()
+        for taken in self.windows(lines, window):
+            yield from self.answers(taken, check)
+
+    def windows(self, lines: Iterable[Line | str | None], window: int | None = None) -> Iterator[list[Taken]]:
+        """The lines in the parts in which `translate` answers them."""
         document = Document(self.model.sentences_before, self.settings.max_source_length)
         rest = (
-            self._taken(number, line if isinstance(line, Line) else Line(line or ""), document)
+            self._next(number, line if isinstance(line, Line) else Line(line or ""), document)
             for number, line in enumerate(lines, start=1)
         )
         batches = 1
         while taken := list(_until(rest, batches * self.settings.batch_tokens, window)):
-            yield from self._window(taken, check)
+            yield taken
             batches = min(2 * batches, _WINDOW)
+
+    def answers(self, lines: Sequence[Taken], check: Callable[[], None] | None = None) -> Iterator[Translation]:
+        """A translation for every line of a window, which is searched as a whole."""
+        if isinstance(self.model, nn.Module):
+            self.model.eval()
+        parts = [part for line in lines for part in line.parts]
+        found: dict[int, list[Hypothesis]] = {}
+        for batch in self._batches(parts):
+            if check is not None:
+                check()
+            found |= dict(zip(batch, self._search([parts[index] for index in batch]), strict=True))
+        first = 0
+        for line in lines:
+            own = range(first, first + len(line.parts))
+            first = own.stop
+            yield self._joined(line, [found.pop(index) for index in own])
 
     def translate_at(self, lines: Sequence[str], places: Sequence[int]) -> Iterator[Translation]:
         """Translations of the lines at these places, counted from 0: each the one that it has in the whole text."""
@@ -177,21 +202,29 @@ class Translator:
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 
-    def _taken(self, number: int, line: Line, document: Document) -> _Taken:
-        blank = not line.text.strip()
-        if blank or line.begins:
+    def _next(self, number: int, line: Line, document: Document) -> Taken:
+        """The next line of a text, with the sentences of its document before it."""
+        if line.begins or not line.text.strip():
             document.end()
-        if blank:
-            return _Taken(number, line.text, [])
+        taken = self.take(number, line, document.before)
+        if taken.parts:
+            document.add([index for part in taken.parts for index in part.source[:-1]])
+        return taken
+
+    def take(self, number: int, line: Line, before: tuple[list[int], ...] = ()) -> Taken:
+        """The line in pieces, cut if it is too long. Raises DataError as `translate` does.
+
+        ``before``: see `Taken.before`.
+        """
+        if not line.text.strip():
+            return Taken(number, line, [])
         tokenizer, wishes = self.tokenizers.source, self._wishes(number, line)
         ids = tokenizer.encode(line.text)
         words, limit = tokenizer.words(ids), self.settings.max_source_length - 1
         pieces = [(0, len(ids))] if len(ids) <= limit else self._cut(number, line, ids, limit)
-        before = document.before
-        document.add(ids)
         parts = [_Asked([*ids[start:end], EOS], [*words[start:end], -1], wishes, before) for start, end in pieces]
         later = [part._replace(wishes=wishes._replace(prefix=())) for part in parts[1:]]
-        return _Taken(number, line.text, [*parts[:1], *later])
+        return Taken(number, line, [*parts[:1], *later])
 
     def _wishes(self, number: int, line: Line) -> Wishes:
         """What is wished for a line, in pieces. Raises DataError where the vocabulary or another wish is against it."""
@@ -224,19 +257,6 @@ class Translator:
         return DataError(f"{self.where}: line {number}", what, todo)
 
     # --- searching ----------------------------------------------------------------------------------------------------
-
-    def _window(self, lines: list[_Taken], check: Callable[[], None] | None) -> Iterator[Translation]:
-        parts = [part for line in lines for part in line.parts]
-        found: dict[int, list[Hypothesis]] = {}
-        for batch in self._batches(parts):
-            if check is not None:
-                check()
-            found |= dict(zip(batch, self._search([parts[index] for index in batch]), strict=True))
-        first = 0
-        for line in lines:
-            own = range(first, first + len(line.parts))
-            first = own.stop
-            yield self._joined(line, [found.pop(index) for index in own])
 
     def _batches(self, parts: list[_Asked]) -> Iterator[list[int]]:
         """Indices of parts, longest first, as many as fit ``batch_tokens`` padded positions."""
@@ -279,7 +299,7 @@ class Translator:
 
     # --- what is answered ---------------------------------------------------------------------------------------------
 
-    def _joined(self, line: _Taken, found: list[list[Hypothesis]]) -> Translation:
+    def _joined(self, line: Taken, found: list[list[Hypothesis]]) -> Translation:
         """The best ways to translate the parts of a line, one after the other; when sampling, draw by draw."""
         options = [
             [Part(asked.source, asked.source_words, one, asked.before) for one in hypotheses]
@@ -292,7 +312,8 @@ class Translator:
             for parts in options:
                 ways = [[*way, part] for way in ways for part in parts]
                 ways = sorted(ways, key=lambda way: -sum(part.hypothesis.score for part in way))[: self.n_best]
-        return Translation(line.number, line.text, [self._candidate(line.text.split(), way) for way in ways])
+        text = line.line.text
+        return Translation(line.number, text, [self._candidate(text.split(), way) for way in ways])
 
     def _candidate(self, source: list[str], parts: list[Part]) -> Candidate:
         texts = [self._words(source, part) for part in parts]
@@ -349,7 +370,7 @@ def gives_attention(model: Searchable, device: torch.device) -> bool:
     return model.step(torch.tensor([BOS], device=device), memory, state)[1] is not None
 
 
-def _until(lines: Iterator[_Taken], pieces: int, window: int | None) -> Iterator[_Taken]:
+def _until(lines: Iterator[Taken], pieces: int, window: int | None) -> Iterator[Taken]:
     """The next lines, until they have so many pieces or are so many; a blank line counts as one piece."""
     for taken, line in enumerate(lines, start=1):
         yield line
