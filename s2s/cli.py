@@ -44,6 +44,12 @@ NBestFile = Annotated[Path, typer.Argument(metavar="NBEST", help="What s2s trans
 OutputOption = Annotated[Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")]
 BatchTokens = Annotated[int | None, typer.Option(min=1, max=10_000_000, help="Padded positions run together.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse input that is not UTF-8.")]
+Devices = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Work with so many processes: one a GPU, or cores shared.")
+]
+MaxRestarts = Annotated[
+    int, typer.Option(min=0, max=1000, help="With --devices: go on after so many failures of a process.")
+]
 Normalise = Annotated[
     Literal["search", "none", "average", "gnmt"],
     typer.Option(help="Length penalty of the scores; search: the one of the run's settings."),
@@ -57,28 +63,22 @@ def train(
     run_dir: Annotated[Path | None, typer.Option(help="Where the run is kept; default: runs/FOLDER-NAME.")] = None,
     resume: Annotated[Literal["auto", "none"], typer.Option(help="auto: go on where the run stopped.")] = "auto",
     overwrite: Overwrite = False,
-    devices: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Train with so many processes: one a GPU, or cores shared.")
-    ] = None,
-    max_restarts: Annotated[
-        int, typer.Option(min=0, max=1000, help="With --devices: go on after so many failures of a process.")
-    ] = 0,
+    devices: Devices = None,
+    max_restarts: MaxRestarts = 0,
     progress: Annotated[
         Literal["auto", "live", "plain", "quiet"],
         typer.Option(help="live: a panel on a terminal; plain: lines; quiet: warnings and errors alone."),
     ] = "auto",
 ) -> None:
     """Train a model. The same command again continues where it stopped."""
-    if max_restarts and devices is None:
-        raise UsageError("--max-restarts", "belongs to --devices", "add --devices N")
-    if devices is not None:
+    if _is_launched(devices, max_restarts):
         from s2s.commands.launch import launch_training
 
         options = ["--config", str(config), *(overrides or ()), "--resume", resume]
         options += ["--run-dir", str(run_dir)] if run_dir is not None else []
         options += ["--overwrite"] if overwrite else []
         options += ["--progress", progress]
-        return launch_training(config, overrides or (), options, devices, max_restarts)
+        return launch_training(config, overrides or (), options, devices or 1, max_restarts)
     from s2s.commands.train import train as command
 
     return command(config, overrides or (), run_dir, resume, overwrite, progress)
@@ -140,6 +140,8 @@ def translate(
     dictionary: Annotated[
         Path | None, typer.Option(help="WORD, tab, TRANSLATION a line: what to put instead, with --replace-unknown.")
     ] = None,
+    devices: Devices = None,
+    max_restarts: MaxRestarts = 0,
 ) -> None:
     """Translate a text file or standard input, line for line."""
     _die_with_a_closed_pipe()
@@ -154,7 +156,14 @@ def translate(
         stream=stream, prefix=prefix, require=require, forbid=forbid, replace_unknown=replace_unknown,
         dictionary=dictionary,
     )  # fmt: skip
-    command(model or [], source, options)
+    if _is_launched(devices, max_restarts):
+        from s2s.commands.launch import launch_translation
+        from s2s.commands.translate import arguments
+
+        options.check(model or [])
+        again = arguments(model or [], source, options)
+        return launch_translation(again, devices or 1, max_restarts, device)
+    return command(model or [], source, options)
 
 
 @app.command("eval")
@@ -499,6 +508,13 @@ def config_new(
     from s2s.commands.config import new
 
     new(source, target, output)
+
+
+def _is_launched(devices: int | None, max_restarts: int) -> bool:
+    """Whether processes are to be started that do the work."""
+    if max_restarts and devices is None:
+        raise UsageError("--max-restarts", "belongs to --devices", "add --devices N")
+    return devices is not None
 
 
 def _die_with_a_closed_pipe() -> None:

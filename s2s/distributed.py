@@ -37,6 +37,8 @@ _LOOK = 0.02  # seconds between two looks at whether the first process is done
 _FAREWELL = 5.0  # seconds that the keeper of the store stays after a failure, for the others to ask who speaks
 _BUCKET = 1 << 23
 """Numbers that are summed in one message: 32 MB of float32 stand in memory twice."""
+_PIECE = 1 << 20
+"""Characters of a text that stand under one key: the store takes 8 MB at once."""
 
 
 class World:
@@ -80,14 +82,8 @@ class World:
         """Join the others for computing on ``device``; whoever keeps them waiting for ``minutes`` is given up."""
         if self._store is None:
             return
-        backend = "gloo"
-        if device.type == "cuda":
-            local = _number("LOCAL_RANK", 0)
-            if local >= torch.cuda.device_count():
-                what = f"{local + 1} processes on this machine, which has {torch.cuda.device_count()} GPUs"
-                raise ConfigError("training.device", what, "start one process a GPU")
-            torch.cuda.set_device(local)
-            backend = "cpu:gloo,cuda:nccl"
+        self.take_device(device, "training.device")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with self._together():
             torch_distributed.init_process_group(
                 backend,
@@ -96,6 +92,16 @@ class World:
                 world_size=self.size,
                 timeout=timedelta(minutes=minutes),
             )
+
+    def take_device(self, device: torch.device, setting: str) -> None:
+        """Of the GPUs of a machine each of its processes has its own; ``setting`` is what asked for one."""
+        if self.size == 1 or device.type != "cuda":
+            return
+        local = _number("LOCAL_RANK", 0)
+        if local >= torch.cuda.device_count():
+            what = f"{local + 1} processes on this machine, which has {torch.cuda.device_count()} GPUs"
+            raise ConfigError(setting, what, "start one process a GPU")
+        torch.cuda.set_device(local)
 
     def end(self) -> None:
         """Part from the others in good order. Not after a failure: they may be gone, and waiting would hide it."""
@@ -189,6 +195,58 @@ class World:
         self.once(lambda: results.append(work()))
         return results[0] if self.first else work()
 
+    # --- texts that all can read -------------------------------------------------------------------------------------
+
+    def put(self, name: str, text: str, lasting: bool = False) -> None:
+        """Show a text, not an empty one, to all.
+
+        A ``lasting`` one is shown to those too that the launcher starts in the place of these after a failure.
+        """
+        store = self._shelf(lasting)
+        pieces = [text[first : first + _PIECE] for first in range(0, len(text), _PIECE)]
+        with self._together():
+            for number, piece in enumerate(pieces):
+                store.set(f"text/{name}/{number}", piece)
+            store.set(f"text/{name}", str(len(pieces)))
+
+    def look(self, name: str, lasting: bool = False) -> str | None:
+        """The text of this name; None where there is none, or none any more."""
+        store, key = self._shelf(lasting), f"text/{name}"
+        with self._together():
+            if not store.check([key]):
+                return None
+            count = store.get(key)
+            data = b"".join(store.get(f"{key}/{number}") for number in range(int(count)))
+            return data.decode() if int(count) and store.get(key) == count else None  # it may have been dropped here
+
+    def has(self, name: str, lasting: bool = False) -> bool:
+        """Whether `look` would find a text, for less than it costs to read it."""
+        store, key = self._shelf(lasting), f"text/{name}"
+        with self._together():
+            return bool(store.check([key]) and int(store.get(key)))
+
+    def drop(self, name: str, lasting: bool = False) -> None:
+        """Nobody needs the text any more. Its keys stay: a reader that was about to ask for one would wait for it."""
+        store, key = self._shelf(lasting), f"text/{name}"
+        with self._together():
+            if store.check([key]):
+                count = int(store.get(key))
+                store.set(key, "0")
+                for number in range(count):
+                    store.set(f"{key}/{number}", "")
+
+    def ticket(self, name: str) -> int:
+        """0, 1, 2, ...: each to one process only."""
+        with self._together():
+            return int(self._shelf().add(f"ticket/{name}", 1)) - 1
+
+    def _shelf(self, lasting: bool = False) -> Store:
+        store = self._lasting if lasting else self._store
+        assert store is not None, "a process alone has nobody to tell"
+        return store
+
+    # --- what outlives a failure --------------------------------------------------------------------------------------
+
     def note(self, name: str) -> None:
         """Remember something for the processes that the launcher starts in the place of these after a failure."""
         if self._lasting is not None:
@@ -218,19 +276,67 @@ class World:
             refused.told = not self._speaks(told=False)
             raise refused from error
 
+    @contextmanager
+    def led(self) -> Iterator[None]:
+        """Failures in this context are the first process's to tell, which hears of the others' by `check_others`.
+
+        It alone knows what became of the output. Where it is gone, or does not listen, another tells its own.
+        """
+        try:
+            yield
+        except (S2SError, OSError) as error:
+            failure = refusal(error) if isinstance(error, OSError) else error
+            failure.told = failure.told or self._is_handed_over(failure)
+            if failure is error:
+                raise
+            raise failure from error
+
+    def check_others(self) -> None:
+        """Raises what another process has failed with; for the first one to tell, to the others as told already."""
+        if self._store is None:
+            return
+        key = "failed/other" if self.first else "failed/first"
+        with self._together():
+            if not self._store.check([key]):
+                return
+            error = _told(**json.loads(self._store.get(key)))
+        error.told = not self.first
+        raise error
+
+    def _is_handed_over(self, error: S2SError) -> bool:
+        """Whether somebody else tells of it."""
+        if self._store is None:
+            return False
+        try:
+            self._store.set("failed/first" if self.first else "failed/other", json.dumps(_words(error)))
+            end = time.monotonic() + _FAREWELL
+            while not (heard := bool(self._store.check(["failed/first"]))) and time.monotonic() < end:
+                time.sleep(_LOOK)
+        except RuntimeError:  # its keeper is gone
+            return False
+        self.part()
+        return heard and not self.first
+
+    def part(self) -> None:
+        """Leave without a process group; where the store goes with the first process, it stays until all have left."""
+        if self._store is None:
+            return
+        with suppress(RuntimeError):  # its keeper is gone: the work was done, or somebody has said why not
+            self._store.add("gone", 1)
+            if self.first and not torch_distributed.is_torchelastic_launched():
+                end = time.monotonic() + _FAREWELL
+                while self._store.add("gone", 0) < self.size and time.monotonic() < end:
+                    time.sleep(_LOOK)
+
     def _speaks(self, told: bool) -> bool:
         """Whether this process, which ends with a failure, is the first of those that were not told of one."""
         if self._store is None:
             return not told
         try:
             speaks: bool = not told and self._store.add("failures", 1) == 1
-            self._store.add("gone", 1)
-            if self.first and not torch_distributed.is_torchelastic_launched():  # the store goes with this process
-                end = time.monotonic() + _FAREWELL
-                while self._store.add("gone", 0) < self.size and time.monotonic() < end:
-                    time.sleep(_LOOK)
         except RuntimeError:  # its keeper is gone
             return not told
+        self.part()
         return speaks
 
     @contextmanager

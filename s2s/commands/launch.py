@@ -1,7 +1,7 @@
-"""`s2s train --devices N`: PyTorch's own launcher on this machine, over N processes of `s2s train`.
+"""``--devices N``: PyTorch's own launcher on this machine, over N processes of `s2s train` or `s2s translate`.
 
 What torchrun does for a cluster, with the settings that suit one machine: a free port, a fair share of the cores, and
-the exit code of the training instead of a launcher's own.
+the exit code of the work instead of a launcher's own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -32,23 +32,51 @@ def launch_training(
 
     After a failure all are started again, up to ``restarts`` times. Raises what the training ended with.
     """
-    if LAUNCHED in os.environ:
-        raise UsageError("--devices", f"a launcher started this process already: {LAUNCHED} is set", "leave it out")
     training = resolved(configuration.load(config, overrides)).training
-    if training.device == "cuda" and processes > (found := torch.cuda.device_count()):
-        raise ConfigError("--devices", f"{processes} asked for, {found} GPUs found", f"use --devices {found}")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     ends = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]
     if training.usr1 == "exit":
         ends.append("SIGUSR1")
     else:
         signal.signal(signal.SIGUSR1, _not_here)
+    _launch(["train", *arguments], processes, restarts, training.device, ends, _TRAINING)
+
+
+def launch_translation(arguments: Sequence[str], processes: int, restarts: int, device: str) -> None:
+    """Translate with several processes: ``s2s translate *arguments``. Otherwise as `launch_training`."""
+    ends = ["SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT"]
+    _launch(["translate", *arguments], processes, restarts, device, ends, _TRANSLATION)
+
+
+class _Words(NamedTuple):
+    """What is said of processes that ended without a word."""
+
+    quit: tuple[str, str]
+    todo: str
+
+
+_TRAINING = _Words(
+    ("stopped by SIGQUIT, without saving", "continue with the same command"),
+    "see whether memory ran out; the same command goes on from the last checkpoint",
+)
+_TRANSLATION = _Words(("stopped by SIGQUIT", ""), "see whether memory ran out; with --max-restarts it is done again")
+
+
+def _launch(
+    command: Sequence[str], processes: int, restarts: int, device: str, ends: Sequence[str], words: _Words
+) -> None:
+    if LAUNCHED in os.environ:
+        raise UsageError("--devices", f"a launcher started this process already: {LAUNCHED} is set", "leave it out")
+    if device == "cuda" and processes > (found := torch.cuda.device_count()):
+        raise ConfigError("--devices", f"{processes} asked for, {found} GPUs found", f"use --devices {found}")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     handled = [name for name in ends if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]  # as under nohup
     with tempfile.TemporaryDirectory(prefix="s2s-launch-") as folder:
-        _run([sys.executable, "-m", "s2s", "train", *arguments], processes, restarts, handled, folder)
+        _run([sys.executable, "-m", "s2s", *command], processes, restarts, handled, folder, words)
 
 
-def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str) -> None:
+def _run(
+    command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str, words: _Words
+) -> None:
     # What went wrong the processes say themselves: these are read at the imports below, and when they start.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -74,20 +102,19 @@ def _run(command: Sequence[str], processes: int, restarts: int, signals: Sequenc
         start(settings, command[0], list(command[1:]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise _ending(rank, failure.exitcode) from None
+        raise _ending(rank, failure.exitcode, words.todo) from None
     except SignalException as error:
         if error.sigval == signal.SIGQUIT:  # a process that gets it is gone at once, and says nothing
-            what, todo = "stopped by SIGQUIT, without saving", "continue with the same command"
-            raise Stopped(error.sigval, what, todo) from None
-        raise _ending(0, 128 + error.sigval) from None
+            raise Stopped(error.sigval, *words.quit) from None
+        raise _ending(0, 128 + error.sigval, words.todo) from None
 
 
-def _ending(rank: int, code: int) -> S2SError:
-    """What a process that ended with ``code``, negative after a signal, makes of the whole training."""
+def _ending(rank: int, code: int, todo: str) -> S2SError:
+    """What a process that ended with ``code``, negative after a signal, makes of the whole work."""
+    if code == -signal.SIGPIPE and signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL:
+        signal.raise_signal(signal.SIGPIPE)  # the reader of the results has gone: this ends silently too
     if code < 0:
-        what = f"process {rank} was killed by {signal.Signals(-code).name}"
-        todo = "see whether memory ran out; the same command goes on from the last checkpoint"
-        return SystemRefused("", what, todo)
+        return SystemRefused("", f"process {rank} was killed by {signal.Signals(-code).name}", todo)
     error = S2SError("", f"process {rank} ended with {code}")
     error.code, error.told = code, True
     return error

@@ -6,7 +6,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -85,32 +85,38 @@ def write(
     *,
     at_once: bool = False,
     conversation: bool = False,
+    flushed: Callable[[int, bool], None] = lambda items, last: None,
 ) -> None:
     """Write the lines of every item as it comes, and tell the speed; ``words`` as ("scoring", "scored", "pairs").
+
+    ``flushed`` hears before the first item and now and then how many items are out, and when no more will come.
 
     ``at_once``: somebody waits for every item, so it is handed on and no progress is shown; in a ``conversation`` the
     speed, which is that of the other side, is not told either. Raises Stopped where a signal ended it; what was
     finished is written.
     """
     title, finished, units = words
-    began = flushed = time.monotonic()
+    began = last = time.monotonic()
     with (
         sink as out,
         Stop(lambda: f"after {meter.done} {units}") as stop,
         Meter(title, None, quiet=at_once or conversation) as meter,
     ):
         try:
+            flushed(0, False)
             for lines in items:
                 with stop.held():
                     for line in lines:
                         out.write_line(line)
                     now = time.monotonic()
                     meter.advance(note=f"{(meter.done + 1) / max(now - began, 1e-9):.1f} {units}/s")
-                if at_once or conversation or now - flushed >= _FLUSH:
+                if at_once or conversation or now - last >= _FLUSH:
                     out.flush()
-                    flushed = now
+                    flushed(meter.done, False)
+                    last = now
         finally:
             out.flush()
+            flushed(meter.done, True)
     seconds = time.monotonic() - began
     if meter.done and not conversation:
         say(f"{finished} {meter.done} {units} in {seconds:.1f} s ({meter.done / seconds:.1f} {units}/s)")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +15,18 @@ import torch
 
 from s2s.analysis.heatmap import Weights, heat_map_svg
 from s2s.commands.asked import asked_lines, read_dictionary, read_phrases
+from s2s.commands.divided import Blocks
 from s2s.commands.models import load, require_models, search_settings, together
 from s2s.commands.output import Output, results, write
+from s2s.commands.stop import Stop
+from s2s.commands.written import Written
 from s2s.data.nbest import Form
 from s2s.data.text import Invalid, OutputFile, TextCounts, read_lines, read_stream
 from s2s.data.tokenizer import Tokenizers
-from s2s.errors import UsageError
+from s2s.distributed import World
+from s2s.errors import SystemRefused, UsageError
 from s2s.interfaces import EOS
-from s2s.progress import Meter, say, warn
+from s2s.progress import Meter, say, silent, warn
 from s2s.run import Trained
 from s2s.search.formats import lines_of
 from s2s.search.look import heat_map
@@ -70,6 +76,14 @@ class Options:
         if self.ensemble is not None and len(models) == 1:
             raise UsageError("--ensemble", "one model is no ensemble", "give --model more than once")
 
+    def check_divided(self, live: bool) -> None:
+        """Raises UsageError for what several processes cannot do; ``live``: standard input is a terminal."""
+        if self.stream or live:
+            where = "--stream" if self.stream else "standard input"
+            raise UsageError(where, "answers come line by line from one process only", "start one process")
+        if self.attention is not None:
+            raise UsageError("--attention", "draws one line, which may be any process's", "start one process")
+
     def needs_attention(self) -> str | None:
         """The option that a model without attention cannot serve, if any is given."""
         given = {
@@ -84,19 +98,44 @@ class Options:
         return [path for path in (self.prefix, self.require, self.forbid, self.dictionary) if path is not None]
 
 
+def arguments(models: Sequence[Path], source: Path | None, options: Options) -> list[str]:
+    """The command line that says the same, after ``s2s translate``."""
+    said: list[str] = [part for path in models for part in ("--model", str(path))]
+    said += [part for change in options.search for part in ("--search", change)]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.name == "search" or value == field.default:
+            continue
+        name = {"form": "--format"}.get(field.name, f"--{field.name.replace('_', '-')}")
+        said += [name] if value is True else [name, str(value)]
+    return said if source is None else [*said, "--", str(source)]
+
+
 def translate(models: Sequence[Path], source: Path | None, options: Options) -> None:
-    """Translate ``source`` (None or "-": standard input) with one model, or with several as an ensemble."""
-    options.check(models)
-    source = None if str(source) == "-" else source
-    if source is None and sys.stdin is None:
-        raise UsageError("standard input", "no input", "give a file to translate")
-    inputs = [*([] if source is None else [source]), *options.files()]
+    """Translate ``source`` (None or "-": standard input) with one model, or with several as an ensemble.
+
+    Where a launcher started several processes, this is one of them.
+    """
+    world = World.launched()
+    with world.led(), nullcontext() if world.first else silent():
+        options.check(models)
+        source = None if str(source) == "-" else source
+        if world.size == 1:
+            if options.output is None and world.noted("begun"):  # by the launcher that started this one again
+                what = "the process that wrote here failed, and nobody knows how far it came"
+                raise SystemRefused("standard output", what, "give --output FILE")
+            _alone(models, source, options)
+        else:
+            _together(models, source, options, world)
+        world.part()
+
+
+def _alone(models: Sequence[Path], source: Path | None, options: Options) -> None:
+    inputs = _inputs(source, options)
     sink, picture = results(options.output, options.overwrite, inputs), None
     if options.attention is not None:
         picture = OutputFile(options.attention, overwrite=options.overwrite, inputs=inputs)
-    if options.prefix or options.require:
-        _check_counts(source, options)
-    counts = TextCounts(where="standard input" if source is None else str(source))
+    counts = _counts(source, options)
     translator, tokenizers = prepare(models, options, counts.where)
     live = source is None and sys.stdin.isatty()
     if live:
@@ -105,14 +144,73 @@ def translate(models: Sequence[Path], source: Path | None, options: Options) -> 
     check = sink.check if isinstance(sink, Output) else None
     found = translator.translate(_asked(source, options, counts), window=window, check=check)
     lines = _lines(found, options.form, tokenizers, picture)
-    write(sink, lines, ("translating", "translated", "lines"), at_once=options.stream, conversation=live)
+    write(sink, lines, _WORDS, at_once=options.stream, conversation=live)
+    _warn(counts, translator)
+
+
+def _together(models: Sequence[Path], source: Path | None, options: Options, world: World) -> None:
+    """The part of one of several processes: the first reads, writes and speaks, and all translate."""
+    options.check_divided(live=source is None and sys.stdin is not None and sys.stdin.isatty())
+    written = Written.before(world)
+    if written.complete:
+        return
+    if not world.first:
+        translator, _ = prepare(models, options, "input", world)
+        with Stop(lambda: "while translating"):
+            Blocks(world, partial(_block, translator, options.form)).serve()
+        return
+    sink = written.sink(options.output, options.overwrite, _inputs(source, options), standard_input=source is None)
+    counts = _counts(source, options)
+    translator, _ = prepare(models, options, counts.where, world)
+    check = sink.check if isinstance(sink, Output) else lambda: None
+    windows = translator.windows(_asked(source, options, counts))
+    blocks = Blocks(world, partial(_block, translator, options.form), check)
+    answers = blocks.answers(windows, skip=written.lines)
+    write(sink, map(iter, answers), _WORDS, flushed=partial(written.note, world, sink))
+    written.end(world)
+    _warn(counts, translator)
+
+
+_WORDS = ("translating", "translated", "lines")
+
+
+def _block(
+    translator: Translator, form: Form, lines: Sequence[tuple[int, Line]], check: Callable[[], None]
+) -> Iterator[list[str]]:
+    """The lines of output for each of these lines of input, which are searched together."""
+    taken = [translator.take(number, line) for number, line in lines]
+    return (list(lines_of(one, form)) for one in translator.answers(taken, check))
+
+
+def _inputs(source: Path | None, options: Options) -> list[Path]:
+    """The files that are read. Raises UsageError where there is nothing to translate."""
+    if source is None and sys.stdin is None:
+        raise UsageError("standard input", "no input", "give a file to translate")
+    return [*([] if source is None else [source]), *options.files()]
+
+
+def _counts(source: Path | None, options: Options) -> TextCounts:
+    """What will be found in the input, nothing yet. Raises DataError where the files beside it do not fit."""
+    if options.prefix or options.require:
+        _check_counts(source, options)
+    return TextCounts(where="standard input" if source is None else str(source))
+
+
+def _warn(counts: TextCounts, translator: Translator) -> None:
     for warning in (*counts.warnings(), *translator.warnings()):
         warn(warning)
 
 
-def prepare(models: Sequence[Path], options: Options, where: str) -> tuple[Translator, Tokenizers]:
-    """What translates, and the vocabularies of its models; ``where`` is what messages call the input."""
+def prepare(
+    models: Sequence[Path], options: Options, where: str, world: World | None = None
+) -> tuple[Translator, Tokenizers]:
+    """What translates, and the vocabularies of its models; ``where`` is what messages call the input.
+
+    Processes of a ``world`` have a GPU each, where there are any.
+    """
     device = resolve_device(options.device)
+    if world is not None:
+        world.take_device(device, "--device")
     trained = [load(path, device, options.checkpoint) for path in models]
     model, tokenizers = together(trained, models, options.ensemble or "probability"), trained[0].tokenizers
     needing = options.needs_attention()

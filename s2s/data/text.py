@@ -583,10 +583,18 @@ class OutputFile:
     the error. A pipe or a device, such as /dev/null, is written directly.
     """
 
-    def __init__(self, path: Path | str, *, overwrite: bool = False, inputs: Sequence[Path | str] = ()) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        overwrite: bool = False,
+        inputs: Sequence[Path | str] = (),
+        begun: tuple[str, int] | None = None,
+    ) -> None:
         """Raises UsageError if the file is one of ``inputs``, through links too, or exists without ``overwrite``.
 
-        What the system refuses, here and later, is SystemRefused.
+        ``begun``: the `place` that another process with this output wrote to and did not finish, and the bytes of it
+        that are good; it is gone on with. What the system refuses, here and later, is SystemRefused.
         """
         self.path = Path(path)
         self._target = Path(os.path.realpath(path))  # a link stays, the file behind it is replaced
@@ -606,18 +614,38 @@ class OutputFile:
             if stat.S_ISREG(mode) and not overwrite:
                 raise UsageError(path, "exists already", "choose another name or add --overwrite")
         self._is_special = not stat.S_ISREG(mode)
-        self._temporary = self._target if self._is_special else self._target.with_name(f".s2s-{secrets.token_hex(8)}")
+        self._begun = None if begun is None else begun[1]
+        name = f".s2s-{secrets.token_hex(8)}" if begun is None else begun[0]
+        self._temporary = self._target if self._is_special else self._target.with_name(name)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The name, in its folder, of the file that is written to, and the bytes so far."""
+        return self._temporary.name, 0 if self._is_special else self._file.tell()
 
     def __enter__(self) -> Self:
         # The mode of a new file is 0666 less the user's umask; tempfile would give 0600.
         flags = os.O_WRONLY if self._is_special else os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
+            if self._begun is not None and not self._is_special:
+                self._take_up(self._begun)
+                return self
             self._file: BinaryIO = os.fdopen(os.open(self._temporary, flags, 0o666), "wb")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(self.path, "its folder does not exist", "create it first") from error
         except OSError as error:
             raise self._refused(error) from error
         return self
+
+    def _take_up(self, size: int) -> None:
+        """Open what was begun, under either of its names, and forget what follows its good bytes."""
+        if not self._temporary.exists():
+            if not self._partial.exists():
+                raise SystemRefused(self.path, "what was written of it is gone", "begin again")
+            self._partial.replace(self._temporary)
+        self._file = os.fdopen(os.open(self._temporary, os.O_WRONLY | os.O_NOFOLLOW), "wb")
+        self._file.truncate(size)
+        self._file.seek(size)
 
     def write_line(self, text: str) -> None:
         """Write one line of text, as `printable_output` gives it, and LF."""

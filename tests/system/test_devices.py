@@ -174,9 +174,9 @@ def test_options_that_do_not_fit(project: Path, new_run: Path, cli: Cli, monkeyp
 
 def test_the_exit_code_of_the_launcher() -> None:
     """That of the process which failed first, who has said why; one that was killed could not."""
-    ended = _ending(1, 143)
+    ended = _ending(1, 143, "")
     assert (ended.code, ended.told) == (143, True)
-    killed = _ending(1, -signal.SIGKILL)
+    killed = _ending(1, -signal.SIGKILL, "see why")
     assert (killed.code, killed.told) == (6, False)
     assert "process 1 was killed by SIGKILL" in str(killed)
 

@@ -494,6 +494,15 @@ def test_options_that_make_no_sense(finished: Path, cli: Cli, arguments: list[st
     assert outcome.out == b""
 
 
+def test_options_of_several_processes(finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they do is in test_dividing.py."""
+    arguments = ("translate", "--model", finished)
+    assert_error(cli(*arguments, "--max-restarts", "1"), 2, "--max-restarts: belongs to --devices")
+    assert_error(cli(*arguments, "--devices", "2", "--n-best", "2"), 2, "--n-best", "--format")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_error(cli(*arguments, "--devices", "2"), 2, "--devices: a launcher started this process already")
+
+
 def test_all_mistakes_in_search_settings_are_told(finished: Path, cli: Cli) -> None:
     outcome = cli("translate", "--model", finished, "--search", "bean=3", "--search", "min_length=-1", stdin=b"a\n")
     assert outcome.code == 2
