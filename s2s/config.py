@@ -33,7 +33,7 @@ from s2s.models.decoder_only import DecoderOnlySettings, EmbeddingEncoderSetting
 from s2s.models.rnn_decoder import RNNDecoderSettings
 from s2s.models.rnn_encoder import RNNEncoderSettings
 from s2s.models.seq2seq import ModelSettings
-from s2s.models.transformer import TransformerDecoderSettings, TransformerEncoderSettings
+from s2s.models.transformer import StackSettings, TransformerDecoderSettings, TransformerEncoderSettings
 from s2s.search.beam import SearchSettings
 from s2s.settings import AttentionSettings, Settings
 from s2s.training.objective import ObjectiveSettings
@@ -125,6 +125,12 @@ class Config(Settings):
     def _parts_fit(self) -> Self:
         if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
             raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
+        parts = (self.model.encoder, self.model.decoder)
+        if self.training.checkpoint_activations and not any(isinstance(part, StackSettings) for part in parts):
+            raise ValueError(
+                "training.checkpoint_activations: a recurrent layer needs all of its steps at once in the backward "
+                "pass, so computing them again saves nothing; use it with kind: transformer"
+            )
         if self.objective.guided is not None:
             if all(files.links is None for files in self.data.corpora):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")

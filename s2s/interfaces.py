@@ -198,6 +198,12 @@ class Encoder(nn.Module, ABC):
     size: int
     leaves: Leaves | None = None
 
+    def recompute(self) -> None:
+        """From now on training keeps what enters each layer, and computes the rest again in the backward pass.
+
+        A recurrent layer goes through all of its steps at once either way: it would save nothing, and keeps all.
+        """
+
     @abstractmethod
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         """(B, S) int64 padded with PAD and (B,) lengths to memory; what stands in the padding has no influence."""
@@ -238,6 +244,9 @@ class Decoder(nn.Module, ABC):
     @abstractmethod
     def shares(self, state: Tree) -> bool:
         """Whether rows of ``state`` that stand side by side can read one row of memory."""
+
+    def recompute(self) -> None:
+        """See `Encoder.recompute`."""
 
     def features(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
         """What the output matrix reads at the positions ``where`` (B, T) bool: (n, D); only without a mixture."""

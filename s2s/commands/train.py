@@ -42,8 +42,8 @@ from s2s.tree import map_tree
 _HARMLESS = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
-    "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "search", "data.test", "data.cache",
-    "data.valid", "data.train.source", "data.train.target", "data.train.links", "init_like",
+    "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "training.checkpoint_activations", "search",
+    "data.test", "data.cache", "data.valid", "data.train.source", "data.train.target", "data.train.links", "init_like",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
 _INEXACT = ("training.precision", "training.device")
@@ -111,6 +111,9 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     if config.model.document is not None:
         _warn_of_whole_texts(prepared)
     model = build_model(config, prepared.tokenizers)
+    if training.checkpoint_activations:
+        model.encoder.recompute()
+        model.decoder.recompute()
     if loaded is None and config.init_like is not None:
         shared = start_like(model, Path(config.init_like), config, prepared.tokenizers)
         say(f"starting like {config.init_like}: {len(shared)} matrices")

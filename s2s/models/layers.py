@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from s2s.interfaces import PAD
+
+T = TypeVar("T")
 
 
 def dropout_mask(shape: torch.Size | tuple[int, ...], rate: float, like: Tensor) -> Tensor:
@@ -113,3 +118,13 @@ def backwards(lengths: Tensor, mask: Tensor) -> Tensor:
     """
     place = torch.arange(mask.size(1), device=mask.device)
     return torch.where(mask, lengths.unsqueeze(1) - 1 - place, place)
+def recomputed(wanted: bool, function: Callable[..., T], *arguments: Any) -> T:
+    """``function(*arguments)``; where ``wanted`` and there will be a gradient, what is computed inside is not kept.
+
+    The backward pass computes it again from the arguments, with the same draws and in the same precision, so that
+    values and gradients are the same to the bit: activation checkpointing (Chen et al. 2016, arXiv 1604.06174).
+    """
+    if not (wanted and torch.is_grad_enabled()):
+        return function(*arguments)
+    result: T = checkpoint(function, *arguments, use_reentrant=False)
+    return result

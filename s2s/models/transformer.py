@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Across, Lanes, Look, Mechanisms, MultiHead, SelfAttention
-from s2s.models.layers import Dropout, Input, lengths_to_mask
+from s2s.models.layers import Dropout, Input, lengths_to_mask, recomputed
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
 from s2s.products import Linear
@@ -121,6 +121,15 @@ def embedded(settings: StackSettings, embedding: nn.Embedding, dropout: float, b
     return Input(embedding, dropout, math.sqrt(settings.size), settings.positions == "sinusoidal", learned, before)
 
 
+class LayerPast(NamedTuple):
+    """What one layer of a decoder remembers."""
+
+    own: tuple[KeysValues, ...]
+    """Of its own words, a part for each reach."""
+    across: Tree
+    """Of its attention to the source."""
+
+
 class Layer(nn.Module):
     """One layer: self-attention, in a decoder attention to the source, and the feed-forward part."""
 
@@ -178,6 +187,18 @@ class Layer(nn.Module):
         """The feed-forward part of x (B, T, d)."""
         return self._after(-1, x, self.feedforward(self._before(-1, x)))
 
+    def encode(self, x: Tensor, look: Look) -> Tensor:
+        """What an encoder makes of x (B, S, d)."""
+        return self.inner(self.itself(x, [None] * len(look.views), look)[0])
+
+    def decode(
+        self, x: Tensor, memory: Memory, source: Tree, past: LayerPast, look: Look
+    ) -> tuple[Tensor, Tensor, LayerPast]:
+        """What a decoder makes of x (B, T, d), the weights (B, heads, T, S), and what is remembered."""
+        x, own, _ = self.itself(x, past.own, look)
+        x, weights, across = self.source(x, memory, source, past.across)
+        return self.inner(x), weights, LayerPast(own, across)
+
 
 class TransformerEncoder(Encoder):
     """See `TransformerEncoderSettings`."""
@@ -190,25 +211,19 @@ class TransformerEncoder(Encoder):
         self.layers = nn.ModuleList(Layer(settings, None, True, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.reaches = settings.reaches(True)
+        self.recomputes = False
+
+    def recompute(self) -> None:
+        self.recomputes = True
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
         x = self.input(source.masked_fill(~mask, PAD), 0)
         views = tuple(reach.view(0, source.size(1), mask, source.device) for reach in self.reaches)
-        look, nothing = Look(0, 0, views), [None] * len(views)
         for layer in self.layers:
-            x = layer.inner(layer.itself(x, nothing, look)[0])  # type: ignore[operator]
+            x = recomputed(self.recomputes, layer.encode, x, Look(0, 0, views))  # type: ignore[arg-type]
         x = x if self.norm is None else self.norm(x)
         return Memory(x.masked_fill(~mask.unsqueeze(-1), 0.0), mask, lengths)
-
-
-class LayerPast(NamedTuple):
-    """What one layer of a decoder remembers."""
-
-    own: tuple[KeysValues, ...]
-    """Of its own words, a part for each reach."""
-    across: Tree
-    """Of its attention to the source."""
 
 
 class Past(NamedTuple):
@@ -234,6 +249,10 @@ class TransformerDecoder(Decoder):
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, embedding.num_embeddings)
         self.reaches = settings.reaches(False)
+        self.recomputes = False
+
+    def recompute(self) -> None:
+        self.recomputes = True
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
         memory = memory._replace(want=want)
@@ -255,10 +274,9 @@ class TransformerDecoder(Decoder):
         look = Look(passed, passed, tuple(reach.view(passed, count, None, x.device) for reach in self.reaches))
         after, shown, apart = [], [], []
         for layer, past, source in zip(self.layers, state.layers, memory.keys, strict=True):
-            x, own, _ = layer.itself(x, past.own, look)  # type: ignore[operator]
-            x, weights, across = layer.source(x, memory, source, past.across)  # type: ignore[operator]
-            x = layer.inner(x)  # type: ignore[operator]
-            after.append(LayerPast(own, across))
+            given = (x, memory, source, past, look)
+            x, weights, now = recomputed(self.recomputes, layer.decode, *given)  # type: ignore[arg-type]
+            after.append(now)
             if "weights" in memory.want:
                 shown.append(weights.mean(1))
             if "heads" in memory.want:

@@ -71,6 +71,9 @@ class TrainingSettings(Settings):
     frozen: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Parts of the model that stay as they begin, such as [encoder, decoder] where init_from gives them and what is new
     is to learn alone: all parameters whose names are one of these, or begin with one and a dot."""
+    checkpoint_activations: bool = False
+    """Keep only what enters each layer of a Transformer and compute the rest again in the backward pass: less memory,
+    more time, the same losses to the bit."""
     skip_nonfinite: Annotated[int, Field(ge=0)] = 0
     """Updates in a row whose loss or gradient is not finite that are left out before training ends with exit code 5."""
     usr1: Literal["save", "exit"] = "save"
