@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from s2s.errors import ConfigError, S2SError, SystemRefused, refusal
+from s2s.errors import ConfigError, S2SError, Stopped, SystemRefused, refusal
 
 T = TypeVar("T")
 
@@ -280,13 +280,15 @@ class World:
     def led(self) -> Iterator[None]:
         """Failures in this context are the first process's to tell, which hears of the others' by `check_others`.
 
-        It alone knows what became of the output. Where it is gone, or does not listen, another tells its own.
+        It alone knows what became of the output. Where it is gone, or does not listen, another tells its own, but not
+        of a signal: who sent it knows.
         """
         try:
             yield
         except (S2SError, OSError) as error:
             failure = refusal(error) if isinstance(error, OSError) else error
             failure.told = failure.told or self._is_handed_over(failure)
+            failure.told = failure.told or (isinstance(failure, Stopped) and not self.first)
             if failure is error:
                 raise
             raise failure from error
