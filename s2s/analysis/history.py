@@ -27,7 +27,7 @@ MEANINGS = {
 }
 """What the diagnostics of a validation mean; `s2s.analysis.diagnostics` has the formulas."""
 
-_COMMON = {"step", "epoch", "loss", "nll", "target_tokens", "seconds", "lr", "grad_norm"}
+_COMMON = {"step", "epoch", "loss", "nll", "target_tokens", "seconds", "waited", "lr", "grad_norm"}
 _STRETCHES = 100
 """Points of the curve of speed."""
 

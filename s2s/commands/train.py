@@ -204,7 +204,8 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     best = "" if state.best is None else (
         f"; best {trainer.settings.stop_on} {state.best:.2f} at update {state.best_update}"
     )  # fmt: skip
-    say(f"done: {ended}, {state.target_tokens:,} target tokens in {state.seconds:.0f} s of training{best}")
+    say(f"done: {ended}, {state.target_tokens:,} target tokens in {state.seconds:.0f} s of training, "
+        f"{trainer.waited / max(trainer.trained, 1e-9):.1%} of it waiting for batches{best}")  # fmt: skip
     say(f"next: s2s eval --model {run.path}")
 
 

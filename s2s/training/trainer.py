@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
-from s2s.data.batches import Batch, Indices, Planned
+from s2s.data.batches import Batch, Indices
 from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
 from s2s.failpoints import hit
@@ -32,6 +32,7 @@ from s2s.training.metrics import MetricsLog
 from s2s.training.objective import Sums, TrainingStep
 from s2s.training.optimizer import Optimizer, Plateau, expected_moments, moments, restore, unstepped
 from s2s.training.signals import Interrupted, Signals
+from s2s.training.supply import Supply, TrainingData
 from s2s.training.view import Measured, Sample, Step, View
 from s2s.tree import map_tree
 
@@ -106,22 +107,6 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "float32"
-
-
-class TrainingData(Protocol):
-    """Batches of a corpus, as functions of the epoch."""
-
-    def plan(self, epoch: int, taken: int) -> Planned[list[Indices]]:
-        """The updates of an epoch after the first ``taken`` batches of it, each a list of batches of pair numbers."""
-        ...
-
-    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
-        """The tensors of one batch, with so many sentences before each of its own."""
-        ...
-
-    def lines(self, indices: Indices) -> list[int]:
-        """Where its pairs stand in the files, from 1."""
-        ...
 
 
 class Validation(NamedTuple):
@@ -264,8 +249,10 @@ class Trainer:
         self.stop: int | None = None
         """The signal that ends this training, once all processes know of it."""
         self._save_asked = False
-        self._plan: Planned[list[Indices]] | None = None  # what was left of this epoch when it was planned
-        self._next = 0  # update of the plan
+        self._supply = Supply(data, world.own, self.step.sentences_before)
+        self.waited = 0.0
+        """Seconds of this process's updates, of `trained`, in which it waited for its batches."""
+        self.trained = 0.0
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
 
@@ -276,7 +263,7 @@ class Trainer:
         if self.world.first:
             self.checkpoints.check_space(self._checkpoint_size())
         self.world.copy_from_first(own_tensors(self.model).values())
-        with self.view:
+        with self.view, self._supply:
             while True:
                 improved = False
                 self._agree()
@@ -310,18 +297,18 @@ class Trainer:
     def _update(self) -> None:
         """One update: the gradients of its batches, one step of the optimizer, one record."""
         began, state = time.monotonic(), self.state
-        group, is_last = self._take_group()
         update = state.update + 1
+        more = update < self.settings.max_updates
+        group, is_last, own = self._supply.take(state.epoch, state.position, more)
         rate = self.rule.lr * self.rule.schedule.factor(update, self.settings.max_updates, state.reductions)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
         self.step.train()
         self.step.set_update(update)
-        own = self.world.own(group)
-        batches = [self.data.batch(indices, state.epoch, self.step.sentences_before) for _, indices in own]
+        batches = [batch for _, batch in own]
         tokens = sum(self.world.collect([int(batch.target_lengths.sum()) for batch in batches]))
         with _memory_refused(update, batches):
-            sums = [self._gradients(batch, update, slot, tokens) for (slot, _), batch in zip(own, batches, strict=True)]
+            sums = [self._gradients(batch, update, slot, tokens) for slot, batch in own]
             self.world.sum_gradients(self.step.parameters())
             for parameter in self._frozen:
                 parameter.grad = None
@@ -342,10 +329,12 @@ class Trainer:
             state.epoch, state.position = state.epoch + 1, 0
         seconds = time.monotonic() - began
         state.seconds += seconds
+        self.trained += seconds
+        self.waited += self._supply.waited
         record = {
             "step": update, "epoch": epoch, "loss": loss, "loss_hex": loss.hex(), "nll": nll,
-            "target_tokens": state.target_tokens, "seconds": round(state.seconds, 3), "lr": rate,
-            "grad_norm": norm_value,
+            "target_tokens": state.target_tokens, "seconds": round(state.seconds, 3),
+            "waited": round(self._supply.waited, 6), "lr": rate, "grad_norm": norm_value,
         }  # fmt: skip
         record |= {name.removeprefix(_PART): part / tokens for name, part in values.items() if name.startswith(_PART)}
         record |= {"skipped": state.skipped} if state.skipped else {}
@@ -425,19 +414,6 @@ class Trainer:
     def _record(self, record: dict[str, Any]) -> None:
         if self.world.first:
             self.metrics.append(record)
-
-    def _take_group(self) -> tuple[list[Indices], bool]:
-        """The batches of the next update, and whether they are the last ones of their epoch.
-
-        An epoch is planned once, or once more where a checkpoint left it.
-        """
-        if self._plan is None:
-            self._plan, self._next = self.data.plan(self.state.epoch, self.state.position), 0
-        group, self._next = self._plan[self._next], self._next + 1
-        is_last = self._next == len(self._plan)
-        if is_last:
-            self._plan = None
-        return group, is_last
 
     # --- validation ---------------------------------------------------------------------------------------------------
 
@@ -576,7 +552,6 @@ class Trainer:
         if scale := require(snapshot.state, "scaler", dict, where):  # empty where it was saved in another precision
             self.scaler.load_state_dict(scale)
         self.state = state_of(snapshot, where)
-        self._plan = None
         self._saved = self.state.update
 
 

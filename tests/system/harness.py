@@ -295,7 +295,8 @@ def losses(run: Path) -> list[tuple[int, str]]:
 
 def repeatable(run: Path) -> list[dict[str, Any]]:
     """Every record without the time it took; floats are read as they were written, to the last bit."""
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records(run)]
+    times = {"seconds", "waited"}
+    return [{name: value for name, value in record.items() if name not in times} for record in records(run)]
 
 
 def validations(run: Path) -> list[tuple[int, dict[str, float]]]:

@@ -12,7 +12,7 @@ AGAIN = "training.checkpoint_activations=true"
 
 def test_the_same_run(project: Path, new_run: Path, finished_transformer: Path) -> None:
     """With dropout and two batches an update; and the setting may change in the middle of it."""
-    done(train_arguments(project, new_run, AGAIN, "training.max_updates=15", config="transformer.yaml"))
+    done(train_arguments(project, new_run, AGAIN, "training.max_updates=20", config="transformer.yaml"))
     done(train_arguments(project, new_run, config="transformer.yaml"))
     assert repeatable(new_run) == repeatable(finished_transformer)
     assert digests(new_run) == digests(finished_transformer)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import Cli, digests, losses, train_arguments, validations
+from harness import Cli, digests, losses, records, train_arguments, validations
 
 from s2s import config as configuration
 from s2s.commands.train import Validator
@@ -151,3 +151,11 @@ def test_a_signal_is_heard_between_draws(project: Path, tmp_path: Path) -> None:
     with pytest.raises(InterruptedError):
         found.validator._scatter(found.model, torch.device("cpu"), leave)
     assert not any(part.training for part in found.model.modules())
+
+
+def test_every_update_says_how_long_it_waited(finished: Path) -> None:
+    """For its batches, in seconds; less than it took."""
+    updates = [record for record in records(finished) if "loss" in record]
+    for before, after in zip([{"seconds": 0.0}, *updates], updates, strict=False):
+        assert 0 <= after["waited"] <= after["seconds"] - before["seconds"] + 0.002
+    assert any(record["waited"] > 0 for record in updates)

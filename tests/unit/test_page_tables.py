@@ -57,10 +57,47 @@ def test_the_readme_has_the_table_of_the_result_file(script: ModuleType) -> None
     assert script.with_table(text, "mechanisms", script.table(found)) == text
 
 
-def test_the_page_of_speed_has_the_tables_of_its_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_have_the_tables_of_their_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every table has its place in one of them."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
-    text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
-    assert importlib.import_module("page").page(text) == text
+    page = importlib.import_module("page")
+    texts = [path.read_text(encoding="utf-8") for path in page.PAGES]
+    assert [page.page(text) for text in texts] == texts
+    assert all(sum(f"<!-- table: {name} -->" in text for text in texts) == 1 for name in page.TABLES)
+
+
+def test_the_cost_model_finds_what_made_its_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a machine with known rates; a term that would be negative is left out."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    scale = importlib.import_module("scale")
+    cells = []
+    for width, batch, processes in [(2, 50, 1), (2, 90, 1), (4, 50, 1), (8, 70, 2), (4, 90, 2), (8, 20, 2)]:
+        parameters, tokens = 1000 * width * width, batch * processes
+        sent = 2 * (processes - 1) / processes * 4 * parameters
+        seconds = 700 * width * batch / 2e6 + parameters * 3e-9 + 0.25 + sent / 4e5
+        memory = 300 * 2**20 + 16 * parameters + batch * scale.LAYERS * width * 40
+        cells.append({
+            "round": 0, "width": width, "batch": batch, "processes": processes, "parameters": parameters,
+            "multiplied": 700 * width, "tokens_per_update": tokens, "seconds_per_update": seconds,
+            "tokens_per_second": tokens / seconds, "peak_mib": memory / 2**20, "sent_per_update": sent, "waited": 0.0,
+        })  # fmt: skip
+    fit = scale.Fit.of(cells)
+    assert fit.time == pytest.approx([1 / 2e6, 3e-9, 0.25, 1 / 4e5], rel=1e-3)
+    assert fit.memory == pytest.approx([300 * 2**20, 40], rel=1e-6)
+    table = scale.model_table({"cells": cells})
+    assert "seconds: mean error 0%, largest 0%; memory: mean error 0%, largest 0%" in table
+    alone = 700 * 4 * 50 / 2e6 + 16000 * 3e-9 + 0.25  # the largest width of a process alone is 4
+    with_four = alone + 2 * 3 / 4 * 4 * 16000 / 0.125e9
+    assert f"| 4 | {4 * 50 / with_four:,.0f} ({alone / with_four:.0%}) |" in table
+    assert scale.fitted([[1.0, 1.0], [2.0, 1.0]], [1.0, 2.1]) == pytest.approx([1.0238, 0.0], abs=1e-3)
+
+
+def test_the_share_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 ms an update, 10 of them waiting: built in the update 30 ms would be a quarter of 120."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    scale = importlib.import_module("scale")
+    cell = {"corpus": "toy", "sampling": "on", "seconds_per_update": 0.1, "building": 0.03, "waited": 0.1}
+    assert scale.waiting_table({"cells": [cell]}).splitlines()[2] == "| toy | on | 100 | 30.0 | 25.0% | 10.00% |"
 
 
 def test_a_table_of_cost_has_the_median_of_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
