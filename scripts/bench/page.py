@@ -1,7 +1,7 @@
-"""Puts the tables of docs/results/speed-*.json into docs/speed.md; run it after speed.py and cost.py.
+"""Puts the tables of docs/results into docs/speed.md and docs/scale.md; run it after speed.py, cost.py and scale.py.
 
 python scripts/bench/page.py            writes
-python scripts/bench/page.py --check    only says whether the page has these tables; exit code 1 where it has not
+python scripts/bench/page.py --check    only says whether the pages have these tables; exit code 1 where they have not
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import cost
 import hotspots
+import scale
 import speed
 from shared import with_table
 
-PAGE = speed.DOCS / "speed.md"
+PAGES = (speed.DOCS / "speed.md", speed.DOCS / "scale.md")
 
 
 def cost_tables(result: Path) -> str:
@@ -30,21 +31,27 @@ def profile_tables(result: Path) -> str:
     return hotspots.table(json.loads(result.read_text(encoding="utf-8")))
 
 
+def scale_table(result: Path) -> str:
+    """What scale.py prints of a part."""
+    return scale.PARTS[result.stem][1](json.loads(result.read_text(encoding="utf-8")))
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "speed-training": speed.table,
     "speed-mechanisms": speed.table,
     "speed-translation": speed.table,
     "speed-cost": cost_tables,
     "speed-profile": profile_tables,
+    **{f"scale/{part}": scale_table for part in scale.PARTS},
 }
 """What turns a result file into its table."""
 
 
 def page(text: str) -> str:
-    """The page with the tables of the results that are there."""
+    """The page with those tables that have a place in it and a result."""
     for name, table in TABLES.items():
         result = speed.RESULTS / f"{name}.json"
-        if result.exists():
+        if result.exists() and f"<!-- table: {name} -->" in text:
             text = with_table(text, name, table(result))
     return text
 
@@ -54,11 +61,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
     arguments = parser.parse_args()
-    text = PAGE.read_text(encoding="utf-8")
-    new = page(text)
-    if not arguments.check:
-        PAGE.write_text(new, encoding="utf-8")
-    return int(arguments.check and new != text)
+    differs = False
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        new = page(text)
+        differs |= new != text
+        if not arguments.check:
+            path.write_text(new, encoding="utf-8")
+    return int(arguments.check and differs)
 
 
 if __name__ == "__main__":
