@@ -125,12 +125,17 @@ class Config(Settings):
     def _parts_fit(self) -> Self:
         if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
             raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
-        parts = (self.model.encoder, self.model.decoder)
-        if self.training.checkpoint_activations and not any(isinstance(part, StackSettings) for part in parts):
-            raise ValueError(
-                "training.checkpoint_activations: a recurrent layer needs all of its steps at once in the backward "
-                "pass, so computing them again saves nothing; use it with kind: transformer"
-            )
+        if not any(isinstance(part, StackSettings) for part in (self.model.encoder, self.model.decoder)):
+            if self.training.checkpoint_activations:
+                raise ValueError(
+                    "training.checkpoint_activations: a recurrent layer needs all of its steps at once in the backward "
+                    "pass, so computing them again saves nothing; use it with kind: transformer"
+                )
+            if self.training.compile:
+                raise ValueError(
+                    "training.compile: the steps of a recurrent layer are one call already, or a loop that would be "
+                    "compiled for every length anew; use it with kind: transformer"
+                )
         if self.objective.guided is not None:
             if all(files.links is None for files in self.data.corpora):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")

@@ -204,6 +204,12 @@ class Encoder(nn.Module, ABC):
         A recurrent layer goes through all of its steps at once either way: it would save nothing, and keeps all.
         """
 
+    def compile_parts(self) -> None:
+        """Have parts that can be compiled for all lengths at once compiled when they are first trained.
+
+        The steps of a recurrent layer are few calls already, or a loop that would be compiled for every length anew.
+        """
+
     @abstractmethod
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         """(B, S) int64 padded with PAD and (B,) lengths to memory; what stands in the padding has no influence."""
@@ -247,6 +253,9 @@ class Decoder(nn.Module, ABC):
 
     def recompute(self) -> None:
         """See `Encoder.recompute`."""
+
+    def compile_parts(self) -> None:
+        """See `Encoder.compile_parts`."""
 
     def features(self, decoded: Decoded, memory: Memory, where: Tensor) -> Tensor:
         """What the output matrix reads at the positions ``where`` (B, T) bool: (n, D); only without a mixture."""

@@ -35,7 +35,14 @@ from s2s.search.translate import Line, Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
 from s2s.training.signals import Signals, stopped
-from s2s.training.trainer import Trainer, Validation, resolve_device, resolve_precision, seed_forward
+from s2s.training.trainer import (
+    Trainer,
+    Validation,
+    check_compiler,
+    resolve_device,
+    resolve_precision,
+    seed_forward,
+)
 from s2s.training.view import Kind, Sample, view_of
 from s2s.tree import map_tree
 
@@ -46,7 +53,7 @@ _HARMLESS = (
     "data.test", "data.cache", "data.valid", "data.train.source", "data.train.target", "data.train.links", "init_like",
 )  # fmt: skip
 """Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
-_INEXACT = ("training.precision", "training.device")
+_INEXACT = ("training.precision", "training.device", "training.compile")
 """Settings that may change, but then the run is no longer what an undisturbed one would have been."""
 
 
@@ -114,6 +121,10 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     if training.checkpoint_activations:
         model.encoder.recompute()
         model.decoder.recompute()
+    if training.compile:
+        check_compiler(resolve_device(training.device))
+        model.encoder.compile_parts()
+        model.decoder.compile_parts()
     if loaded is None and config.init_like is not None:
         shared = start_like(model, Path(config.init_like), config, prepared.tokenizers)
         say(f"starting like {config.init_like}: {len(shared)} matrices")

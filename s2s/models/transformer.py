@@ -151,6 +151,14 @@ class Layer(nn.Module):
         self.feedforward = FeedForward(size, settings.feedforward, settings.activation, settings.activation_dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(size) for _ in range(2 if across is None else 3))
         self.dropout = Dropout(dropout)
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+
+    def compile_parts(self) -> None:
+        """Have what does not depend on lengths compiled, for any number of sentences and words, when it is trained.
+
+        Draws are those of the same layer uncompiled.
+        """
+        self._compiled = torch.compile(self._inner, dynamic=True, options={"fallback_random": True})
 
     def _before(self, part: int, x: Tensor) -> Tensor:
         normed: Tensor = self.norms[part](x) if self.pre else x
@@ -185,6 +193,9 @@ class Layer(nn.Module):
 
     def inner(self, x: Tensor) -> Tensor:
         """The feed-forward part of x (B, T, d)."""
+        return self._inner(x) if self._compiled is None or not self.training else self._compiled(x)
+
+    def _inner(self, x: Tensor) -> Tensor:
         return self._after(-1, x, self.feedforward(self._before(-1, x)))
 
     def encode(self, x: Tensor, look: Look) -> Tensor:
@@ -215,6 +226,10 @@ class TransformerEncoder(Encoder):
 
     def recompute(self) -> None:
         self.recomputes = True
+
+    def compile_parts(self) -> None:
+        for layer in self.layers:
+            layer.compile_parts()  # type: ignore[operator]
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
@@ -253,6 +268,10 @@ class TransformerDecoder(Decoder):
 
     def recompute(self) -> None:
         self.recomputes = True
+
+    def compile_parts(self) -> None:
+        for layer in self.layers:
+            layer.compile_parts()  # type: ignore[operator]
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
         memory = memory._replace(want=want)

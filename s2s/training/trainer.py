@@ -75,6 +75,9 @@ class TrainingSettings(Settings):
     checkpoint_activations: bool = False
     """Keep only what enters each layer of a Transformer and compute the rest again in the backward pass: less memory,
     more time, the same losses to the bit."""
+    compile: bool = False
+    """Compile the feed-forward parts of a Transformer's layers (torch.compile): minutes at the start, and the same
+    losses up to rounding. Needs a C++ compiler on a CPU."""
     skip_nonfinite: Annotated[int, Field(ge=0)] = 0
     """Updates in a row whose loss or gradient is not finite that are left out before training ends with exit code 5."""
     usr1: Literal["save", "exit"] = "save"
@@ -98,6 +101,17 @@ def resolve_device(device: str) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device", "no CUDA device was found", "use device: cpu or auto")
     return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises ConfigError where nothing can be compiled for this device."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(2, device=device))
+    except Exception as error:  # torch passes on whatever the compiler, or its absence, leads to
+        what = f"torch cannot compile here: {str(error).strip().splitlines()[0]}"
+        raise ConfigError(
+            "training.compile", what, "install a C++ compiler (CPU) or Triton (GPU), or set false"
+        ) from None
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

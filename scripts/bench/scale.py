@@ -356,28 +356,33 @@ def waiting_table(kept: Row) -> str:
 # --- activations ------------------------------------------------------------------------------------------------------
 
 
+LAYERS_AS = {
+    "as they are": [],
+    "computed again": ["training.checkpoint_activations=true"],
+    "compiled": ["training.compile=true"],
+    "compiled, computed again": ["training.compile=true", "training.checkpoint_activations=true"],
+}
+"""Ways to compute a layer."""
+
+
 def measure_activations(extent: Extent) -> Row:
-    """Kept, and computed again."""
+    """Every way, of the largest model with twice the largest batch."""
     cells: list[Row] = []
-    config = transformer(extent.widths[-1], 2 * extent.batches[-1])
-    for turn, again in product(range(extent.rounds), (False, True)):
-        settings = [f"training.checkpoint_activations={str(again).lower()}"]
-        row = trained(config, settings, extent.updates, 1, extent.threads)
-        cells.append({"round": turn, "again": again} | row)
-        say(f"again {again}: {row['tokens_per_second']:,.0f} tokens/s, {row['peak_mib']:,.0f} MiB")
-    return {"cells": cells, "width": extent.widths[-1], "tokens": 2 * extent.batches[-1]}
+    width, tokens = extent.widths[-1], 2 * extent.batches[-1]
+    for turn, (name, settings) in product(range(extent.rounds), LAYERS_AS.items()):
+        row = trained(transformer(width, tokens), settings, extent.updates, 1, extent.threads)
+        cells.append({"round": turn, "layers": name} | row)
+        say(f"layers {name}: {row['tokens_per_second']:,.0f} tokens/s, {row['peak_mib']:,.0f} MiB")
+    return {"cells": cells, "width": width, "tokens": tokens}
 
 
 def activations_table(kept: Row) -> str:
-    """Speed and memory of both."""
-    lines = [
-        f"| width {kept['width']}, {kept['tokens']} tokens | tokens/s | peak MiB |",
-        "|---|--:|--:|",
-    ]
-    for again, name in ((False, "kept"), (True, "computed again")):
-        group = [cell for cell in kept["cells"] if cell["again"] is again]
-        rate, peak = (statistics.median(one[name] for one in group) for name in ("tokens_per_second", "peak_mib"))
-        lines.append(f"| activations {name} | {rate:,.0f} | {peak:,.0f} |")
+    """Speed and memory of each."""
+    lines = [f"| layers of width {kept['width']}, {kept['tokens']} tokens | tokens/s | peak MiB |", "|---|--:|--:|"]
+    for name in LAYERS_AS:
+        group = [cell for cell in kept["cells"] if cell["layers"] == name]
+        rate, peak = (statistics.median(one[key] for one in group) for key in ("tokens_per_second", "peak_mib"))
+        lines.append(f"| {name} | {rate:,.0f} | {peak:,.0f} |")
     return "\n".join(lines)
 
 
