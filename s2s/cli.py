@@ -71,14 +71,15 @@ def train(
     ] = "auto",
 ) -> None:
     """Train a model. The same command again continues where it stopped."""
-    if _is_launched(devices, max_restarts):
+    _check_restarts(devices, max_restarts)
+    if devices is not None:
         from s2s.commands.launch import launch_training
 
         options = ["--config", str(config), *(overrides or ()), "--resume", resume]
         options += ["--run-dir", str(run_dir)] if run_dir is not None else []
         options += ["--overwrite"] if overwrite else []
         options += ["--progress", progress]
-        return launch_training(config, overrides or (), options, devices or 1, max_restarts)
+        return launch_training(config, overrides or (), options, devices, max_restarts)
     from s2s.commands.train import train as command
 
     return command(config, overrides or (), run_dir, resume, overwrite, progress)
@@ -156,13 +157,14 @@ def translate(
         stream=stream, prefix=prefix, require=require, forbid=forbid, replace_unknown=replace_unknown,
         dictionary=dictionary,
     )  # fmt: skip
-    if _is_launched(devices, max_restarts):
+    _check_restarts(devices, max_restarts)
+    if devices is not None:
         from s2s.commands.launch import launch_translation
         from s2s.commands.translate import arguments
 
         options.check(model or [])
         again = arguments(model or [], source, options)
-        return launch_translation(again, devices or 1, max_restarts, device)
+        return launch_translation(again, devices, max_restarts, device)
     return command(model or [], source, options)
 
 
@@ -510,11 +512,9 @@ def config_new(
     new(source, target, output)
 
 
-def _is_launched(devices: int | None, max_restarts: int) -> bool:
-    """Whether processes are to be started that do the work."""
+def _check_restarts(devices: int | None, max_restarts: int) -> None:
     if max_restarts and devices is None:
         raise UsageError("--max-restarts", "belongs to --devices", "add --devices N")
-    return devices is not None
 
 
 def _die_with_a_closed_pipe() -> None:

@@ -287,8 +287,11 @@ class World:
             yield
         except (S2SError, OSError) as error:
             failure = refusal(error) if isinstance(error, OSError) else error
-            failure.told = failure.told or self._is_handed_over(failure)
-            failure.told = failure.told or (isinstance(failure, Stopped) and not self.first)
+            if failure.told:
+                self.part()
+            else:
+                heard = self._is_handed_over(failure)
+                failure.told = heard or (isinstance(failure, Stopped) and not self.first)
             if failure is error:
                 raise
             raise failure from error

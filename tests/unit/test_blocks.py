@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ def test_a_failure_of_another_process_ends_the_work(monkeypatch: pytest.MonkeyPa
     with pytest.raises(S2SError) as late, other.led():
         Blocks(other, shout).serve()
     assert (late.value.code, late.value.told) == (3, True)
+
+
+def test_nobody_waits_for_a_process_that_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The keeper of the store leaves when the others have heard why."""
+    monkeypatch.setattr(distributed, "_FAREWELL", 60.0)
+    store, ended = HashStore(), threading.Event()
+
+    def fail() -> None:
+        with suppress(DataError), World(0, 2, store, "one").led():
+            raise DataError("line 6", "is too long")
+        ended.set()
+
+    threading.Thread(target=fail, daemon=True).start()
+    other = World(1, 2, store, "one")
+    with pytest.raises(S2SError) as caught, other.led():
+        while True:
+            other.check_others()
+    assert (caught.value.code, caught.value.told) == (3, True)
+    assert ended.wait(10)
 
 
 @pytest.mark.parametrize("skip", [0, 1, 4, 5, 9, 10])
