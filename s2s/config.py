@@ -28,7 +28,7 @@ from s2s.configfile import FilePath
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
 from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
-from s2s.models.conv import ConvDecoderSettings, ConvEncoderSettings
+from s2s.models.conv import ConvDecoderSettings, ConvEncoderSettings, ConvStackSettings
 from s2s.models.decoder_only import DecoderOnlySettings, EmbeddingEncoderSettings
 from s2s.models.rnn_decoder import RNNDecoderSettings
 from s2s.models.rnn_encoder import RNNEncoderSettings
@@ -125,17 +125,19 @@ class Config(Settings):
     def _parts_fit(self) -> Self:
         if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
             raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
-        if not any(isinstance(part, StackSettings) for part in (self.model.encoder, self.model.decoder)):
-            if self.training.checkpoint_activations:
-                raise ValueError(
-                    "training.checkpoint_activations: a recurrent layer needs all of its steps at once in the backward "
-                    "pass, so computing them again saves nothing; use it with kind: transformer"
-                )
-            if self.training.compile:
-                raise ValueError(
-                    "training.compile: the steps of a recurrent layer are one call already, or a loop that would be "
-                    "compiled for every length anew; use it with kind: transformer"
-                )
+        sides = (self.model.encoder, self.model.decoder)
+        stacked = any(isinstance(part, StackSettings | ConvStackSettings) for part in sides)
+        if self.training.checkpoint_activations and not stacked:
+            raise ValueError(
+                "training.checkpoint_activations: a recurrent layer needs all of its steps at once in the backward "
+                "pass, so computing them again saves nothing; use it with kind: transformer, decoder-only or conv"
+            )
+        if self.training.compile and not any(isinstance(part, StackSettings) for part in sides):
+            raise ValueError(
+                "training.compile: what is compiled are the feed-forward parts of a Transformer's layers; the steps of "
+                "a recurrent layer are one call already, or a loop that would be compiled for every length anew; use "
+                "it with kind: transformer or decoder-only"
+            )
         if self.objective.guided is not None:
             if all(files.links is None for files in self.data.corpora):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")

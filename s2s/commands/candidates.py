@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2s.data.tokenizer import Tokenizer
-from s2s.interfaces import BOS, EOS, PAD
+from s2s.interfaces import BOS, EOS, PAD, Before
 from s2s.search.beam import SearchSettings, Wishes, beam_search
 from s2s.search.mbr import sentence_utility
 from s2s.search.sampling import SamplingSettings
@@ -26,13 +26,15 @@ class Proposer:
         self.settings, self.tokenizer = settings, target
         self.utility = sentence_utility(settings.metric)
 
-    def __call__(self, model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor, seed: int) -> Candidates:
+    def __call__(
+        self, model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor, before: Before | None, seed: int
+    ) -> Candidates:
         """Raises CheckpointError if the model gives NaN."""
         right = [_without_ends(row) for row in target.tolist()]
         with _evaluating(model):
             found = beam_search(
                 model, source, lengths, self._search(seed),  # type: ignore[arg-type]
-                n_best=self.settings.samples, wishes=[Wishes(number) for number in range(len(right))],
+                before=before, n_best=self.settings.samples, wishes=[Wishes(number) for number in range(len(right))],
             )  # fmt: skip
         rows = []
         for own, hypotheses in zip(right, found, strict=True):

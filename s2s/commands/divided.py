@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import dropwhile, islice
+from typing import Any
 
 from s2s.distributed import World
 from s2s.errors import S2SError
@@ -23,8 +24,8 @@ _AHEAD = 4  # blocks for every process that are read before their turn
 _LOOK = 0.02  # seconds between two looks at what the others have done
 _IDLE = 1.0  # seconds that a process waits for a block of its own before it does another's again
 
-Numbered = tuple[int, Line]
-"""A line and its number in the input, from 1."""
+Numbered = tuple[int, Line, tuple[list[int], ...]]
+"""A line with its number in the input, from 1, and the sentences before it, see `Taken.before`."""
 Answer = list[str]
 """The lines of output for one line of input."""
 
@@ -83,7 +84,7 @@ class Blocks:
         self._world.put("end", "all are joined")
 
     def _show(self, number: int, taken: list[Taken]) -> None:
-        self._world.put(_block(number), json.dumps([(one.number, *one.line) for one in taken]))
+        self._world.put(_block(number), json.dumps([(one.number, one.line, one.before) for one in taken]))
 
     def _joined(self) -> int:
         """The first block that is not in the output."""
@@ -103,8 +104,7 @@ class Blocks:
         if block is None:
             time.sleep(_LOOK)
             return
-        self._answer(number, [(line, Line(text, prefix, tuple(required)))
-                              for line, text, prefix, required in json.loads(block)])  # fmt: skip
+        self._answer(number, [_numbered(*one) for one in json.loads(block)])
         self._idle_since = time.monotonic()
 
     def _look_around(self) -> None:
@@ -143,6 +143,12 @@ def _until_failure(windows: Iterable[list[Taken]], failures: list[Exception]) ->
         yield from windows
     except (S2SError, OSError) as error:
         failures.append(error)
+
+
+def _numbered(number: int, line: list[Any], before: list[list[int]]) -> Numbered:
+    """As it was before it was shown."""
+    text, prefix, required, begins = line
+    return number, Line(text, prefix, tuple(required), begins), tuple(before)
 
 
 def _block(number: int) -> str:

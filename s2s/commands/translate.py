@@ -15,7 +15,7 @@ import torch
 
 from s2s.analysis.heatmap import Weights, heat_map_svg
 from s2s.commands.asked import asked_lines, read_dictionary, read_phrases
-from s2s.commands.divided import Blocks
+from s2s.commands.divided import Blocks, Numbered
 from s2s.commands.models import load, require_models, search_settings, together
 from s2s.commands.output import Output, results, write
 from s2s.commands.stop import Stop
@@ -175,10 +175,10 @@ _WORDS = ("translating", "translated", "lines")
 
 
 def _block(
-    translator: Translator, form: Form, lines: Sequence[tuple[int, Line]], check: Callable[[], None]
+    translator: Translator, form: Form, lines: Sequence[Numbered], check: Callable[[], None]
 ) -> Iterator[list[str]]:
     """The lines of output for each of these lines of input, which are searched together."""
-    taken = [translator.take(number, line) for number, line in lines]
+    taken = [translator.take(*one) for one in lines]
     return (list(lines_of(one, form)) for one in translator.answers(taken, check))
 
 

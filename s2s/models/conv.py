@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
-from s2s.models.layers import Dropout, Input, lengths_to_mask
+from s2s.models.layers import Dropout, Input, lengths_to_mask, recomputed
 from s2s.products import linear
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 
@@ -113,6 +113,10 @@ class ConvEncoder(Encoder):
         )
         self.leave = Normed(settings.size, width)
         self.dropout = Dropout(dropout)
+        self.recomputes = False
+
+    def recompute(self) -> None:
+        self.recomputes = True
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
@@ -120,11 +124,13 @@ class ConvEncoder(Encoder):
         embedded = self.input(source.masked_fill(~mask, PAD), 0)
         x = self.enter(embedded).masked_fill(behind, 0.0)
         for layer in self.layers:
-            assert isinstance(layer, Convolution)
-            margin = (layer.kernel - 1) // 2
-            y = layer(nn.functional.pad(self.dropout(x), (0, 0, margin, margin)))
-            x = ((y + x) * ROOT_HALF).masked_fill(behind, 0.0)
+            x = recomputed(self.recomputes, self._next, layer, x).masked_fill(behind, 0.0)
         return Memory(self.leave(x).masked_fill(behind, 0.0), mask, lengths, embedded=embedded)
+
+    def _next(self, layer: Convolution, x: Tensor) -> Tensor:
+        margin = (layer.kernel - 1) // 2
+        y: Tensor = layer(nn.functional.pad(self.dropout(x), (0, 0, margin, margin)))
+        return (y + x) * ROOT_HALF
 
 
 class Source(NamedTuple):
@@ -189,6 +195,10 @@ class ConvDecoder(Decoder):
         )
         self.leave, self.dropout = Normed(settings.size, width), Dropout(dropout)
         self.output = nn.Linear(width, embedding.num_embeddings)
+        self.recomputes = False
+
+    def recompute(self) -> None:
+        self.recomputes = True
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
         """Memory with keys and values, and empty windows.
@@ -213,7 +223,7 @@ class ConvDecoder(Decoder):
         words = self.input(tokens, passed)
         x, windows, shown = self.enter(words), [], []
         for layer, past in zip(self.layers, state.windows, strict=True):
-            x, weights, window = layer(x, words, memory.keys, past)
+            x, weights, window = recomputed(self.recomputes, layer, x, words, memory.keys, past)
             windows.append(window)
             shown.append(weights)
         together = torch.stack(shown, 2) if memory.want & {"weights", "heads"} else None  # (B, T, layers, S)

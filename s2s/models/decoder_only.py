@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Look
-from s2s.models.layers import Input, lengths_to_mask
+from s2s.models.layers import Input, lengths_to_mask, recomputed
 from s2s.models.reach import Everywhere, KeysValues, View
 from s2s.models.transformer import Layer, StackSettings, embedded
 from s2s.settings import DecoderSettings, EncoderSettings
@@ -82,6 +82,14 @@ class DecoderOnly(Decoder):
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, vocabulary)
         self.of_source, self.of_words = Everywhere(ahead), Everywhere(False)
+        self.recomputes = False
+
+    def recompute(self) -> None:
+        self.recomputes = True
+
+    def compile_parts(self) -> None:
+        for layer in self.layers:
+            layer.compile_parts()  # type: ignore[operator]
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
         first = -memory.lengths.unsqueeze(1)  # (B, 1)
@@ -90,8 +98,7 @@ class DecoderOnly(Decoder):
         look, sources, layers = Look(first.unsqueeze(-1), 0, (view,)), list[KeysValues](), list[KeysValues]()
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            x, source, _ = layer.itself(x, [None], look)
-            x = layer.inner(x)
+            x, source, _ = recomputed(self.recomputes, layer.alone, x, [None], look)
             sources.extend(source)
             layers.extend(layer.own.nothing(memory))
         return memory._replace(keys=tuple(sources), want=want), Past(memory.values[:, :0, :0], tuple(layers))
@@ -106,8 +113,8 @@ class DecoderOnly(Decoder):
         look = Look(passed, passed, (self.of_words.view(passed, count, None, x.device),))
         prefix, after, shown = Prefix(memory, len(tokens), passed, count), [], []
         for layer, source, past in zip(self.layers, memory.keys, state.layers, strict=True):
-            x, (words,), weights = layer.itself(x, [past], look, [(source, prefix)])  # type: ignore[operator]
-            x = layer.inner(x)  # type: ignore[operator]
+            given = (x, [past], look, [(source, prefix)])
+            x, (words,), weights = recomputed(self.recomputes, layer.alone, *given)  # type: ignore[arg-type]
             after.append(words)
             if memory.want & {"weights", "heads"}:
                 shown.append(weights[..., : memory.mask.size(1)].transpose(1, 2))

@@ -118,6 +118,8 @@ def backwards(lengths: Tensor, mask: Tensor) -> Tensor:
     """
     place = torch.arange(mask.size(1), device=mask.device)
     return torch.where(mask, lengths.unsqueeze(1) - 1 - place, place)
+
+
 def recomputed(wanted: bool, function: Callable[..., T], *arguments: Any) -> T:
     """``function(*arguments)``; where ``wanted`` and there will be a gradient, what is computed inside is not kept.
 

@@ -40,10 +40,11 @@ class Seq2Seq(nn.Module):
         before: Before | None = None,
     ) -> tuple[Decoded, Memory]:
         """Teacher forcing: source (B, S), lengths (B,), target prefix (B, T), BOS first; ``before`` as for `start`."""
-        memory, state = self.decoder.start(self._read(source, lengths, before), want)
+        memory, state = self.decoder.start(self.read(source, lengths, before), want)
         return self.decoder(words, memory, state)[0], memory
 
-    def _read(self, source: Tensor, lengths: Tensor, before: Before | None) -> Memory:
+    def read(self, source: Tensor, lengths: Tensor, before: Before | None) -> Memory:
+        """What the encoder leaves of source (B, S) with lengths (B,), joined with the sentences before."""
         memory: Memory = self.encoder(source, lengths)
         if self.document is None:
             return memory
@@ -59,7 +60,7 @@ class Seq2Seq(nn.Module):
         before: Before | None = None,
     ) -> tuple[Tree, Tree]:
         """See `Searchable.start`."""
-        memory, state = self.decoder.start(self._read(source, lengths, before), want)
+        memory, state = self.decoder.start(self.read(source, lengths, before), want)
         if places > 1 and not self.decoder.shares(state):
             memory = repeat(memory, places)
         return memory, repeat(state, places)

@@ -198,9 +198,16 @@ class Layer(nn.Module):
     def _inner(self, x: Tensor) -> Tensor:
         return self._after(-1, x, self.feedforward(self._before(-1, x)))
 
+    def alone(
+        self, x: Tensor, held: Iterable[KeysValues | None], look: Look, beside: Lanes = ()
+    ) -> tuple[Tensor, tuple[KeysValues, ...], Tensor]:
+        """What a layer that attends to no memory makes of x (B, T, d), what is held now, and the weights."""
+        x, kept, weights = self.itself(x, held, look, beside)
+        return self.inner(x), kept, weights
+
     def encode(self, x: Tensor, look: Look) -> Tensor:
         """What an encoder makes of x (B, S, d)."""
-        return self.inner(self.itself(x, [None] * len(look.views), look)[0])
+        return self.alone(x, [None] * len(look.views), look)[0]
 
     def decode(
         self, x: Tensor, memory: Memory, source: Tree, past: LayerPast, look: Look

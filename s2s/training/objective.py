@@ -214,9 +214,9 @@ class Candidates(NamedTuple):
     """(B, K) float32, what each costs, 0 to 1."""
 
 
-Propose = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Candidates]
-"""Candidates of a batch by the model as it stands: given source (B, S), lengths (B,), the right translations (B, T + 1)
-and a seed. The same seed gives the same."""
+Propose = Callable[[nn.Module, Tensor, Tensor, Tensor, Before | None, int], Candidates]
+"""Candidates of a batch by the model as it stands: given source (B, S), lengths (B,), the right translations
+(B, T + 1), the sentences before and a seed. The same seed gives the same."""
 
 
 def expected_cost(log_likelihoods: Tensor, candidates: Candidates, sharpness: float) -> Tensor:
@@ -395,17 +395,19 @@ class TrainingStep(nn.Module):
         measured = self._likelihood(source, lengths, target, links, before)
         if self.risk is None or not self.training:
             return measured
-        share, risk = self.risk.likelihood, self._risk(self.risk, source, lengths, target)
+        share, risk = self.risk.likelihood, self._risk(self.risk, source, lengths, target, before)
         parts = {name: share * part for name, part in measured.parts.items()}
         risk = (1 - share) * risk
         return measured._replace(loss=share * measured.loss + risk, parts=parts | {"risk": risk.detach()})
 
-    def _risk(self, settings: MinimumRiskSettings, source: Tensor, lengths: Tensor, target: Tensor) -> Tensor:
+    def _risk(
+        self, settings: MinimumRiskSettings, source: Tensor, lengths: Tensor, target: Tensor, before: Before | None
+    ) -> Tensor:
         """The sum over sentences of their risk, each as often as it has tokens (B, T + 1), BOS not counted."""
         assert self.propose is not None, "handed in by who trains"
-        candidates = self.propose(self.model, source, lengths, target, int(torch.randint(2**62, ())))
+        candidates = self.propose(self.model, source, lengths, target, before, int(torch.randint(2**62, ())))
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
-        memory: Memory = self.model.encoder(source, lengths)  # type: ignore[operator]
+        memory: Memory = self.model.read(source, lengths, before)  # type: ignore[operator]
         sentence = candidates.there.nonzero()[:, 0]  # (N,): those of a sentence share its dropout of the source
         memory, state = decoder.start(take(memory, sentence))
         decoded, _ = decoder(candidates.target[:, :-1], memory, state)

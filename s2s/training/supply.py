@@ -51,7 +51,7 @@ class Supply:
         own: Callable[[Sequence[Indices]], list[tuple[int, Indices]]],
         sentences_before: int = 0,
     ) -> None:
-        """``own`` says which batches of an update are this process's; ``sentences_before``: see `TrainingData.batch`."""
+        """``own`` says which batches of an update are this process's. ``sentences_before``: `TrainingData.batch`."""
         self._data, self._own, self._before = data, own, sentences_before
         self._plan: Planned[list[Indices]] | None = None  # what was left of an epoch when it was planned
         self._next = 0  # update of the plan

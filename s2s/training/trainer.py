@@ -73,8 +73,8 @@ class TrainingSettings(Settings):
     """Parts of the model that stay as they begin, such as [encoder, decoder] where init_from gives them and what is new
     is to learn alone: all parameters whose names are one of these, or begin with one and a dot."""
     checkpoint_activations: bool = False
-    """Keep only what enters each layer of a Transformer and compute the rest again in the backward pass: less memory,
-    more time, the same losses to the bit."""
+    """Keep only what enters each layer of a Transformer or of convolutions and compute the rest again in the backward
+    pass: less memory, more time, the same losses to the bit."""
     compile: bool = False
     """Compile the feed-forward parts of a Transformer's layers (torch.compile): minutes at the start, and the same
     losses up to rounding. Needs a C++ compiler on a CPU."""

@@ -1,6 +1,6 @@
 """What is computed again in the backward pass is what was computed: the same loss and gradients to the bit, kept less.
 
-Tried on every model of the grid that has a Transformer in it, with dropout everywhere.
+Tried on every model of the grid that has layers of a Transformer or of convolutions in it, with dropout everywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 from s2s.models.transformer import TransformerDecoder, TransformerEncoder
 from s2s.training.objective import GuidedSettings, ObjectiveSettings, Sums, TrainingStep
 
-CASES = [case for case in QUICK if "transformer" in (case.decoder["kind"], case.model["encoder"]["kind"])]
+STACKED = {"transformer", "decoder-only", "conv"}
+CASES = [case for case in QUICK if STACKED & {case.decoder["kind"], case.model["encoder"]["kind"]}]
 PAIRS = pairs((6, 4, 3, 1))
 
 

@@ -60,7 +60,7 @@ def cost(ids: tuple[int, ...], right: tuple[int, ...]) -> float:
     return sum(one != other for one, other in itertools.zip_longest(ids, right)) / 4
 
 
-def every_translation(model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor, seed: int) -> Candidates:
+def every_translation(model: nn.Module, source: Tensor, *_: Any) -> Candidates:
     """A proposal that is everything."""
     costs = [[cost(ids, right) for ids in EVERYTHING] for right in RIGHT]
     return candidates_of([EVERYTHING] * 2, costs, source.device)

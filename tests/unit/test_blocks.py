@@ -13,30 +13,38 @@ from torch.distributed import HashStore, Store  # type: ignore[attr-defined]
 
 from s2s import distributed
 from s2s.commands import divided
-from s2s.commands.divided import Blocks
+from s2s.commands.divided import Blocks, Numbered
 from s2s.commands.output import results
 from s2s.commands.written import Written
 from s2s.data.text import OutputFile
 from s2s.distributed import World
 from s2s.errors import DataError, S2SError, SystemRefused
-from s2s.search.translate import Line, Taken
+from s2s.interfaces import EOS
+from s2s.search.beam import Wishes
+from s2s.search.translate import Line, Taken, _Asked
 
 Check = Callable[[], None]
 
 
+def taken(number: int) -> Taken:
+    """A line that says its number, behind two others."""
+    part = _Asked([number, EOS], [0, -1], Wishes(), ([number - 1, EOS], [number - 2, EOS]))
+    return Taken(number, Line(f"line {number}", "begin", ("a", "b"), True), [part])
+
+
 def windows(sizes: Sequence[int]) -> Iterator[list[Taken]]:
-    """Windows of so many lines, which say their numbers."""
+    """Windows of so many lines."""
     number = 0
     for size in sizes:
-        yield [Taken(one, Line(f"line {one}", "begin", ("a", "b")), []) for one in range(number + 1, number + size + 1)]
+        yield [taken(one) for one in range(number + 1, number + size + 1)]
         number += size
 
 
-def shout(lines: list[tuple[int, Line]], check: Check) -> Iterator[list[str]]:
+def shout(lines: list[Numbered], check: Check) -> Iterator[list[str]]:
     """What stands for translating: two lines of output for each."""
     check()
-    for number, line in lines:
-        assert line.prefix == "begin" and line.required == ("a", "b")
+    for number, line, before in lines:
+        assert (line, before) == (taken(number).line, taken(number).before)
         yield [f"{number}", line.text.upper()]
 
 
@@ -103,7 +111,7 @@ def test_a_slow_process_leaves_a_block_that_another_has_answered(monkeypatch: py
     monkeypatch.setattr(divided, "_IDLE", 0.05)
     begun, overtaken = threading.Event(), threading.Event()
 
-    def slow(lines: list[tuple[int, Line]], check: Check) -> Iterator[list[str]]:
+    def slow(lines: list[Numbered], check: Check) -> Iterator[list[str]]:
         begun.set()
         for _ in range(1000):
             time.sleep(0.01)
@@ -184,7 +192,7 @@ def test_processes_that_are_started_again_go_on(skip: int) -> None:
     assert [next(begun) for _ in range(min(skip, 9))] == expected(1, min(skip, 9))
     answered: list[int] = []
 
-    def noted(lines: list[tuple[int, Line]], check: Check) -> Iterator[list[str]]:
+    def noted(lines: list[Numbered], check: Check) -> Iterator[list[str]]:
         answered.append(lines[0][0])
         return shout(lines, check)
 

@@ -41,7 +41,7 @@ def model_of(dropout: float = 0.0) -> Seq2Seq:
 
 def propose(model: Seq2Seq, seed: int = 1, **settings: Any) -> Candidates:
     """The candidates of the three sentences."""
-    return Proposer(MinimumRiskSettings(**settings), WORDS)(model, SOURCE, LENGTHS, TARGET, seed)
+    return Proposer(MinimumRiskSettings(**settings), WORDS)(model, SOURCE, LENGTHS, TARGET, None, seed)
 
 
 def lists(candidates: Candidates) -> list[list[list[int]]]:

@@ -29,7 +29,7 @@ class Data:
         rest = [number for group in EPOCHS[epoch] for number in group][taken:]
         return [[np.array([number]) for number in rest[first : first + 2]] for first in range(0, len(rest), 2)]
 
-    def batch(self, indices: Indices, epoch: int) -> Batch:
+    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
         number = int(indices[0])
         self.threads.add(threading.current_thread().name)
         if number == self.broken:
