@@ -173,42 +173,28 @@ def train(config: Path) -> dict[str, Any]:
 
 
 def measured_training(config: Path, result: Path) -> None:
-    """`s2s train` in this process, with a clock at everything that the loop asks of its data."""
+    """`s2s train` in this process, with a clock at the first batch; what it waited for its data it says itself."""
     began = time.monotonic()
     from s2s.commands import train as command
-    from s2s.data.batches import Batch, EpochPlan, Indices
+    from s2s.data.batches import Batch, Indices
 
-    waited: list[tuple[float, float]] = []
     starts: list[tuple[float, float]] = []
-    batch, get, count = command.EpochData.batch, EpochPlan.__getitem__, EpochPlan.__len__
+    batch = command.EpochData.batch
 
-    def timed(work: Any) -> Any:
-        def run(*arguments: Any) -> Any:
-            before = time.monotonic(), time.process_time()
-            try:
-                return work(*arguments)
-            finally:
-                waited.append((time.monotonic() - before[0], time.process_time() - before[1]))
-
-        return run
-
-    timed_batch = timed(batch)
-
-    def first_batch(self: command.EpochData, indices: Indices, epoch: int, sentences_before: int) -> Batch:
+    def noted(self: command.EpochData, indices: Indices, epoch: int, sentences_before: int) -> Batch:
         starts.append((time.monotonic(), time.process_time()))
-        found: Batch = timed_batch(self, indices, epoch, sentences_before)
-        return found
+        return batch(self, indices, epoch, sentences_before)
 
-    command.EpochData.batch = first_batch  # type: ignore[method-assign]
-    EpochPlan.__getitem__, EpochPlan.__len__ = timed(get), timed(count)  # type: ignore[method-assign]
-    command.train(config, run_directory=config.parent / f"run-{config.stem}", overwrite=True)
-    seconds, computed = time.monotonic() - starts[0][0], time.process_time() - starts[0][1]
+    command.EpochData.batch = noted  # type: ignore[method-assign]
+    run = config.parent / f"run-{config.stem}"
+    command.train(config, run_directory=run, overwrite=True)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
+    updates = [record for record in records if "waited" in record]
     facts = {
         "startup_seconds": round(starts[0][0] - began, 2),
         "startup_cpu_seconds": round(starts[0][1], 2),
-        "training_seconds": round(seconds, 2),
-        "waiting_share": round(sum(wall for wall, _ in waited) / seconds, 4),
-        "waiting_share_of_cpu": round(sum(cpu for _, cpu in waited) / computed, 4),
+        "training_seconds": updates[-1]["seconds"],
+        "waiting_share": round(sum(update["waited"] for update in updates) / updates[-1]["seconds"], 4),
         "peak_mib": _kilobytes("self", "VmHWM") // 1024,
     }
     result.write_text(json.dumps(facts), encoding="utf-8")

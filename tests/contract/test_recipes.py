@@ -64,7 +64,7 @@ def least(smoothing: float) -> float:
     return -math.log(1 - smoothing + smoothing / VOCABULARY)
 
 
-def one_word_less(model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor, seed: int) -> Candidates:
+def one_word_less(model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor, *_: object) -> Candidates:
     """For recipes of minimum risk, without texts: the right translations, and what is left of them without a word."""
     right = [[int(word) for word in row if word > EOS] for row in target]
     return candidates_of([[ids, ids[1:]] for ids in right], [[0.0, 0.5]] * len(right), source.device)

@@ -152,9 +152,7 @@ class Model(nn.Module):
         super().__init__()
         self.decoder = Words()
 
-    def forward(
-        self, source: Tensor, lengths: Tensor, words: Tensor, want: frozenset[str] = frozenset()
-    ) -> tuple[Decoded, Memory]:
+    def forward(self, source: Tensor, lengths: Tensor, words: Tensor, *_: object) -> tuple[Decoded, Memory]:
         """Decode without looking at the source."""
         memory = Memory(source.double(), source != PAD, lengths)
         return self.decoder(words, memory, ())[0], memory

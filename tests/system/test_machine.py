@@ -86,9 +86,9 @@ def test_a_pair_larger_than_a_batch(project: Path, new_run: Path, cli: Cli, monk
     sizes: list[int] = []
     original = EpochData.batch
 
-    def noted(data: EpochData, indices: Any, epoch: int) -> Any:
+    def noted(data: EpochData, indices: Any, *rest: Any) -> Any:
         sizes.append(len(indices))
-        return original(data, indices, epoch)
+        return original(data, indices, *rest)
 
     monkeypatch.setattr(EpochData, "batch", noted)
     settings = ("batches.tokens=3", "training.max_updates=5", "training.validate_every=5")

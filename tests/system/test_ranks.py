@@ -285,10 +285,10 @@ NOTED = """
 import json, os
 import s2s.commands.train as command
 original = command.EpochData.batch
-def noted(data, indices, epoch):
+def noted(data, indices, *rest):
     with open(f"{path}-{{os.environ.get('RANK', 0)}}", "a") as file:
         print(json.dumps(indices.tolist()), file=file)
-    return original(data, indices, epoch)
+    return original(data, indices, *rest)
 command.EpochData.batch = noted
 """
 

@@ -104,7 +104,7 @@ def test_a_corpus_without_documents_is_told_of(project: Path, new_run: Path, cli
     words = "valid: no blank line ends a document, so its 12 sentences are one"
     found = cli(*train_arguments(project, new_run, *texts, DOCUMENT, *SHORT))
     assert found.code == 0 and words in found.err and found.err.count("no blank line") == 1
-    found = cli(*train_arguments(project, new_run.with_name("alone"), *texts, *SHORT))
+    found = cli(*train_arguments(project, new_run.with_name("documents-unread"), *texts, *SHORT))
     assert found.code == 0 and "no blank line" not in found.err
 
 

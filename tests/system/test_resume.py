@@ -107,9 +107,9 @@ def test_every_pair_once_an_epoch(project: Path, new_run: Path, cli: Cli, monkey
     seen: dict[int, list[int]] = {}
     original = EpochData.batch
 
-    def noted(data: EpochData, indices: Any, epoch: int) -> Any:
+    def noted(data: EpochData, indices: Any, epoch: int, *rest: Any) -> Any:
         seen.setdefault(epoch, []).extend(indices.tolist())
-        return original(data, indices, epoch)
+        return original(data, indices, epoch, *rest)
 
     monkeypatch.setattr(EpochData, "batch", noted)
     for stop in (2, 3, 5, 6, 20, 21, 22, 40):

@@ -55,7 +55,7 @@ WEIGHTS = [
 def aligner(weights: list[list[float]] | None = WEIGHTS, **options: object) -> Aligner:
     """Over a model that attends so, whatever it is asked."""
 
-    def force(source: Tensor, lengths: Tensor, target: Tensor, want: frozenset[str]) -> Forced:
+    def force(source: Tensor, lengths: Tensor, target: Tensor, *_: object) -> Forced:
         shown = None if weights is None else torch.tensor(weights, dtype=torch.float64).expand(len(source), -1, -1)
         return Forced(torch.zeros_like(target[:, 1:], dtype=torch.float64), shown)
 
