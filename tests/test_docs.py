@@ -94,6 +94,12 @@ def parse(arguments: list[str]) -> None:
 COMMAND_NAMES = set(typer.main.get_group(app).commands)
 
 
+def test_nothing_of_a_merge_is_left() -> None:
+    marks = re.compile(r"^(<{7} |={7}$|>{7} )", re.M)
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")]
+    assert [path.name for path in pages if marks.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_there_is_a_readme_with_commands() -> None:
     assert len(of("s2s")) >= 4
     assert len(of("make")) >= 2
