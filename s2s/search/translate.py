@@ -102,6 +102,8 @@ class Taken(NamedTuple):
     """Of the line, from 1."""
     line: Line
     parts: list[_Asked]
+    is_long: bool = False
+    """Whether it is longer than the model may read."""
 
     @property
     def before(self) -> tuple[list[int], ...]:
@@ -207,6 +209,7 @@ class Translator:
         if line.begins or not line.text.strip():
             document.end()
         taken = self.take(number, line, document.before)
+        self.long += taken.is_long  # here, since a line may be taken once more by who answers it
         if taken.parts:
             document.add([index for part in taken.parts for index in part.source[:-1]])
         return taken
@@ -221,10 +224,11 @@ class Translator:
         tokenizer, wishes = self.tokenizers.source, self._wishes(number, line)
         ids = tokenizer.encode(line.text)
         words, limit = tokenizer.words(ids), self.settings.max_source_length - 1
-        pieces = [(0, len(ids))] if len(ids) <= limit else self._cut(number, line, ids, limit)
+        is_long = len(ids) > limit
+        pieces = self._cut(number, line, ids, limit) if is_long else [(0, len(ids))]
         parts = [_Asked([*ids[start:end], EOS], [*words[start:end], -1], wishes, before) for start, end in pieces]
         later = [part._replace(wishes=wishes._replace(prefix=())) for part in parts[1:]]
-        return Taken(number, line, [*parts[:1], *later])
+        return Taken(number, line, [*parts[:1], *later], is_long)
 
     def _wishes(self, number: int, line: Line) -> Wishes:
         """What is wished for a line, in pieces. Raises DataError where the vocabulary or another wish is against it."""
@@ -241,7 +245,6 @@ class Translator:
 
     def _cut(self, number: int, line: Line, ids: list[int], limit: int) -> list[tuple[int, int]]:
         """The parts of a line that is too long, as ``long_lines`` says."""
-        self.long += 1
         too_long = f"{len(ids) + 1} pieces, search.max_source_length is {limit + 1}"
         if self.long_lines == "error":
             raise self._error(number, too_long, "set it higher, or give --long-lines split")

@@ -148,6 +148,17 @@ def test_an_error_in_the_input_is_told_once(finished: Path, source: Path, tmp_pa
     assert (tmp_path / "out.partial").read_bytes() == (tmp_path / "alone.partial").read_bytes() != b""
 
 
+def test_long_lines_are_counted_once(finished: Path, source: Path, tmp_path: Path, warm: Warm, cli: Cli) -> None:
+    """However many of them the process that reads translates itself."""
+    common = ["--model", finished, source, *SMALL, "--search", "max_source_length=8"]
+    alone = cli("translate", *common, "--output", tmp_path / "alone")
+    outcomes = together(warm, [*common, "--output", tmp_path / "out"])
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    warnings = [[line for line in one.err.splitlines() if "warning" in line] for one in (alone, outcomes[0])]
+    assert warnings[0] == warnings[1] and "lines are longer" in warnings[0][0]
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("option", "code", "words"),
     [
