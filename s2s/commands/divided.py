@@ -16,7 +16,7 @@ from itertools import dropwhile, islice
 from typing import Any
 
 from s2s.distributed import World
-from s2s.errors import S2SError
+from s2s.errors import S2SError, Stopped
 from s2s.failpoints import hit
 from s2s.search.translate import Line, Taken
 
@@ -55,7 +55,7 @@ class Blocks:
     def answers(self, windows: Iterable[list[Taken]], skip: int = 0) -> Iterator[Answer]:
         """The answers to all lines after the first ``skip``, in order; what the first process does.
 
-        An error in ``windows`` is raised when the lines before it are answered.
+        An error in ``windows`` is raised when the lines before it are answered, but for a signal: that ends the work.
         """
         failures: list[Exception] = []
         blocks = enumerate(_until_failure(windows, failures))
@@ -141,6 +141,8 @@ def _until_failure(windows: Iterable[list[Taken]], failures: list[Exception]) ->
     """The windows up to an error, which joins ``failures``."""
     try:
         yield from windows
+    except Stopped:
+        raise
     except (S2SError, OSError) as error:
         failures.append(error)
 

@@ -18,7 +18,7 @@ from s2s.commands.output import results
 from s2s.commands.written import Written
 from s2s.data.text import OutputFile
 from s2s.distributed import World
-from s2s.errors import DataError, S2SError, SystemRefused
+from s2s.errors import DataError, S2SError, Stopped, SystemRefused
 from s2s.interfaces import EOS
 from s2s.search.beam import Wishes
 from s2s.search.translate import Line, Taken, _Asked
@@ -146,6 +146,24 @@ def test_an_error_in_the_input_comes_after_the_lines_before_it() -> None:
     assert [next(answers) for _ in range(5)] == expected(1, 5)
     with pytest.raises(DataError, match="line 6"):
         next(answers)
+
+
+def test_a_signal_while_the_input_is_read_ends_the_work_at_once() -> None:
+    """Unlike an error in it: what was shown is not translated first."""
+
+    def stopped() -> Iterator[list[Taken]]:
+        yield from windows([2, 3])
+        raise Stopped(15, "stopped by SIGTERM after 0 lines")
+
+    begun: list[int] = []
+
+    def noted(lines: list[Numbered], check: Check) -> Iterator[list[str]]:
+        begun.append(lines[0][0])
+        return shout(lines, check)
+
+    with pytest.raises(Stopped):
+        next(Blocks(World(0, 3, HashStore(), "one"), noted).answers(stopped()))
+    assert begun == []
 
 
 def test_a_failure_of_another_process_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
