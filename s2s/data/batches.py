@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from bisect import bisect
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -74,7 +75,7 @@ class Lengths(Protocol):
 
 
 class Planned(Protocol[Item]):
-    """A sequence whose items are made when they are asked for; a list is one too."""
+    """A sequence whose items are made when they are asked for; a list is one too. IndexError after the last."""
 
     def __len__(self) -> int: ...
 
@@ -242,8 +243,9 @@ class Updates:
     def __getitem__(self, index: int, /) -> list[Indices]:
         first = self._taken + index * self._size
         found = [self._batches[first]]  # IndexError after the last
-        for number in range(first + 1, min(first + self._size, len(self._batches))):
-            found.append(self._batches[number])
+        with suppress(IndexError):  # not by their number, for which all lengths would have to be read
+            for number in range(first + 1, first + self._size):
+                found.append(self._batches[number])
         return found
 
     def __iter__(self) -> Iterator[list[Indices]]:

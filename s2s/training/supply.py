@@ -90,10 +90,19 @@ class Supply:
         if self._plan is None or self._stands != (epoch, position):
             self._plan, self._next = self._data.plan(epoch, position), 0
         group = self._plan[self._next]
-        is_last = self._next + 1 == len(self._plan)
+        is_last = not _has(self._plan, self._next + 1)
         own = [(place, self._data.batch(indices, epoch, self._before)) for place, indices in self._own(group)]
         self._next += 1
         self._stands = (epoch, position + len(group))
         if is_last:
             self._plan = None
         return Supplied(group, is_last, own)
+
+
+def _has(plan: Planned[list[Indices]], index: int) -> bool:
+    """Whether there is such an update. Counting them all would be reading all lengths: seconds for 20 million pairs."""
+    try:
+        plan[index]
+    except IndexError:
+        return False
+    return True
