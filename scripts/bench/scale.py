@@ -12,11 +12,11 @@ docs/results/scale/{model,waiting,activations}.json; scripts/bench/page.py puts 
 The model of an update of N processes, each with n target tokens, of P parameters of which M are in matrices that every
 token is multiplied with:
 
-    seconds = M n / rate + P x step + fixed + bytes / bandwidth,    bytes = 2 (N - 1) / N x 4 P sent by each process
-    memory  = base + 16 P + n x layers x width x activations        weights, gradients, two moments: 4 bytes each
+    seconds = M n / rate + n x word + P x step + fixed + bytes / bandwidth,    bytes = 2 (N - 1) / N x 4 P sent by each
+    memory  = base + P x held + n x layers x width x activations
 
-rate, step, fixed and bandwidth are fitted by least squares of relative errors to all cells at once, base and
-activations too. Communication is added in full, because sums are sent when the backward pass is done.
+rate, word, step, fixed and bandwidth are fitted by least squares of relative errors to all cells at once, base, held
+and activations too. Communication is added in full, because sums are sent when the backward pass is done.
 """
 
 from __future__ import annotations
@@ -207,12 +207,12 @@ def time_terms(cell: Row) -> list[float]:
     """What the coefficients of seconds are multiplied with."""
     tokens = cell["tokens_per_update"] / cell["processes"]
     sent = sent_by_each(cell["parameters"], cell["processes"])
-    return [cell["multiplied"] * tokens, cell["parameters"], 1.0, sent]
+    return [cell["multiplied"] * tokens, tokens, cell["parameters"], 1.0, sent]
 
 
 def memory_terms(cell: Row) -> list[float]:
-    """The same of the bytes beside 16 a parameter."""
-    return [1.0, cell["tokens_per_update"] / cell["processes"] * LAYERS * cell["width"]]
+    """The same of bytes."""
+    return [1.0, cell["parameters"], cell["tokens_per_update"] / cell["processes"] * LAYERS * cell["width"]]
 
 
 def medians(kept: Row) -> list[Row]:
@@ -232,10 +232,9 @@ class Fit(NamedTuple):
     @classmethod
     def of(cls, cells: list[Row]) -> Fit:
         """By least squares over all cells."""
-        beside = [cell["peak_mib"] * 2**20 - 16 * cell["parameters"] for cell in cells]
         return cls(
             fitted([time_terms(cell) for cell in cells], [cell["seconds_per_update"] for cell in cells]),
-            fitted([memory_terms(cell) for cell in cells], beside),
+            fitted([memory_terms(cell) for cell in cells], [cell["peak_mib"] * 2**20 for cell in cells]),
         )
 
     def seconds(self, cell: Row) -> float:
@@ -244,7 +243,7 @@ class Fit(NamedTuple):
 
     def mib(self, cell: Row) -> float:
         """The peak of one process."""
-        return float(np.dot(self.memory, memory_terms(cell)) + 16 * cell["parameters"]) / 2**20
+        return float(np.dot(self.memory, memory_terms(cell))) / 2**20
 
 
 def model_table(kept: Row) -> str:
@@ -277,14 +276,17 @@ def model_table(kept: Row) -> str:
 
 def coefficients(fit: Fit) -> str:
     """The fit in words."""
-    rate, step, fixed, byte = fit.time
+    rate, word, step, fixed, byte = fit.time
+    base, held, activations = fit.memory
     said = [
         f"rate {1 / rate / 1e9:,.1f} G parameters x tokens/s" if rate else "no cost of products",
+        f"word {word * 1e6:.0f} µs",
         f"step {step * 1e9:.2f} ns a parameter",
         f"fixed {fixed * 1e3:.1f} ms",
         f"bandwidth {1 / byte / 1e9:.2f} GB/s" if byte else "no cost of sending",
-        f"base {fit.memory[0] / 2**20:,.0f} MiB",
-        f"activations {fit.memory[1]:,.0f} bytes for each token, layer and unit of width",
+        f"base {base / 2**20:,.0f} MiB",
+        f"held {held:.0f} bytes a parameter",
+        f"activations {activations:,.0f} bytes for each token, layer and unit of width",
     ]
     return f"Fitted: {', '.join(said)}."
 

@@ -71,22 +71,22 @@ def test_the_cost_model_finds_what_made_its_measurements(monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     scale = importlib.import_module("scale")
     cells = []
-    for width, batch, processes in [(2, 50, 1), (2, 90, 1), (4, 50, 1), (8, 70, 2), (4, 90, 2), (8, 20, 2)]:
+    for width, batch, processes in [(2, 50, 1), (2, 90, 1), (4, 50, 1), (8, 70, 2), (4, 90, 2), (8, 20, 2), (8, 90, 2)]:
         parameters, tokens = 1000 * width * width, batch * processes
         sent = 2 * (processes - 1) / processes * 4 * parameters
-        seconds = 700 * width * batch / 2e6 + parameters * 3e-9 + 0.25 + sent / 4e5
-        memory = 300 * 2**20 + 16 * parameters + batch * scale.LAYERS * width * 40
+        seconds = 700 * width * batch / 2e6 + batch * 2e-3 + parameters * 3e-9 + 0.25 + sent / 4e5
+        memory = 300 * 2**20 + 19 * parameters + batch * scale.LAYERS * width * 40
         cells.append({
             "round": 0, "width": width, "batch": batch, "processes": processes, "parameters": parameters,
             "multiplied": 700 * width, "tokens_per_update": tokens, "seconds_per_update": seconds,
             "tokens_per_second": tokens / seconds, "peak_mib": memory / 2**20, "sent_per_update": sent, "waited": 0.0,
         })  # fmt: skip
     fit = scale.Fit.of(cells)
-    assert fit.time == pytest.approx([1 / 2e6, 3e-9, 0.25, 1 / 4e5], rel=1e-3)
-    assert fit.memory == pytest.approx([300 * 2**20, 40], rel=1e-6)
+    assert fit.time == pytest.approx([1 / 2e6, 2e-3, 3e-9, 0.25, 1 / 4e5], rel=1e-3)
+    assert fit.memory == pytest.approx([300 * 2**20, 19, 40], rel=1e-6)
     table = scale.model_table({"cells": cells})
     assert "seconds: mean error 0%, largest 0%; memory: mean error 0%, largest 0%" in table
-    alone = 700 * 4 * 50 / 2e6 + 16000 * 3e-9 + 0.25  # the largest width of a process alone is 4
+    alone = 700 * 4 * 50 / 2e6 + 50 * 2e-3 + 16000 * 3e-9 + 0.25  # the largest width of a process alone is 4
     with_four = alone + 2 * 3 / 4 * 4 * 16000 / 0.125e9
     assert f"| 4 | {4 * 50 / with_four:,.0f} ({alone / with_four:.0%}) |" in table
     assert scale.fitted([[1.0, 1.0], [2.0, 1.0]], [1.0, 2.1]) == pytest.approx([1.0238, 0.0], abs=1e-3)
