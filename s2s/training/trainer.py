@@ -71,7 +71,8 @@ class TrainingSettings(Settings):
     """Where to train; auto: a GPU if there is one."""
     frozen: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Parts of the model that stay as they begin, such as [encoder, decoder] where init_from gives them and what is new
-    is to learn alone: all parameters whose names are one of these, or begin with one and a dot."""
+    is to learn alone: all parameters whose names are one of these, or begin with one and a dot. A shared matrix has the
+    names of all its places."""
     checkpoint_activations: bool = False
     """Keep only what enters each layer of a Transformer or of convolutions and compute the rest again in the backward
     pass: less memory, more time, the same losses to the bit."""
@@ -173,17 +174,17 @@ def limit_met(state: TrainingState, settings: TrainingSettings) -> str | None:
 
 def frozen(model: nn.Module, parts: Sequence[str]) -> list[nn.Parameter]:
     """The parameters of these parts. Raises ConfigError for a part that has none, or if none is left to learn."""
-    names = dict(model.named_parameters())
-    chosen: dict[str, nn.Parameter] = {}
+    names = dict(model.named_parameters(remove_duplicate=False))  # a tied matrix is in several parts
+    chosen: dict[nn.Parameter, None] = {}
     for part in parts:
-        own = {name: parameter for name, parameter in names.items() if f"{name}.".startswith(f"{part}.")}
+        own = [parameter for name, parameter in names.items() if f"{name}.".startswith(f"{part}.")]
         if not own:
             known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise ConfigError("training.frozen", f"the model has no part {part}", f"its parts begin with {known}")
-        chosen |= own
-    if len(chosen) == len(names):
+        chosen |= dict.fromkeys(own)
+    if len(chosen) == len(set(names.values())):
         raise ConfigError("training.frozen", "nothing is left to learn", "leave a part out")
-    return list(chosen.values())
+    return list(chosen)
 
 
 def seed_forward(seed: int, update: int, slot: int) -> None:
