@@ -325,8 +325,7 @@ class Trainer:
         with _memory_refused(update, batches):
             sums = [self._gradients(batch, update, slot, tokens) for slot, batch in own]
             self.world.sum_gradients(self.step.parameters())
-            for parameter in self._frozen:
-                parameter.grad = None
+            self._keep_frozen()
             if self.precision == "fp16":
                 self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.step.parameters(), self.rule.clip or math.inf, foreach=True)
@@ -367,6 +366,22 @@ class Trainer:
             sums: Sums = self.step(*map_tree(lambda tensor: tensor.to(self.device), given))
         self.scaler.scale(sums.loss / tokens).backward()  # type: ignore[no-untyped-call]
         return sums._replace(loss=sums.loss.detach())
+
+    def _keep_frozen(self) -> None:
+        """Take the gradients of frozen parts off. Where nothing else has any, what learns has one of zero.
+
+        So it is where only first sentences of documents are left for a part that reads those before. The norm is then
+        on the device too, and the scaler of half precision has something to look at.
+        """
+        if not self._frozen:
+            return
+        for parameter in self._frozen:
+            parameter.grad = None
+        held = {id(parameter) for parameter in self._frozen}
+        learning = [parameter for parameter in self.step.parameters() if id(parameter) not in held]
+        if all(parameter.grad is None for parameter in learning):
+            for parameter in learning:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _read(self, sums: list[Sums], norm: Tensor) -> tuple[dict[str, float], float]:
         """The gradient's norm, and everything that is a sum, added over the batches of all processes in their order.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Cli, Warm, assert_error, finish, losses, start_ranks, train_arguments
+from harness import Cli, Warm, assert_error, finish, losses, records, start_ranks, train_arguments
 
 from s2s.checkpoint import load_model
 from s2s.search.translate import Line, Translation, Translator
@@ -128,3 +128,20 @@ def test_two_processes_train_as_one(project: Path, warm: Warm, cli: Cli, texts: 
     assert [one.code for one in ended] == [0, 0], ended
     for (update, one), (other, two) in zip(losses(runs[0]), losses(runs[1]), strict=True):
         assert update == other and float.fromhex(one) == pytest.approx(float.fromhex(two), rel=1e-5)
+
+
+def test_an_update_of_first_sentences_alone_has_nothing_to_teach(
+    project: Path, new_run: Path, finished_transformer: Path, cli: Cli
+) -> None:
+    """Where all but the new part is frozen no gradient is left, which half precision takes as it is."""
+    sides = []
+    for side, ending in (("source", "en"), ("target", "de")):
+        lines = (project / f"train.{ending}").read_text(encoding="utf-8").splitlines()
+        path = project / f"alone.{ending}"
+        path.write_text("".join(f"{line}\n\n" for line in lines), encoding="utf-8")
+        sides.append(f"data.train.{side}={path}")
+    settings = (*sides, DOCUMENT, f"init_from={finished_transformer}", "training.frozen=[encoder,decoder]", "data.valid=null",
+                "training.stop_on=nll", "training.precision=fp16", "training.max_updates=2")  # fmt: skip
+    found = cli(*train_arguments(project, new_run, *settings, config="transformer.yaml"))
+    assert found.code == 0, found.err
+    assert [record["grad_norm"] for record in records(new_run)] == [0.0, 0.0]
