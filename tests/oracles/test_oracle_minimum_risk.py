@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from s2s.commands.candidates import candidates_of
 from s2s.config import AnyDecoder, AnyEncoder
-from s2s.interfaces import BOS, EOS, PAD
+from s2s.interfaces import BOS, EOS, PAD, Before
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.training.objective import Candidates, ObjectiveSettings, Sums, TrainingStep, expected_cost
 
@@ -78,10 +78,10 @@ def measured(step: TrainingStep) -> Sums:
     return sums
 
 
-def chances(model: Seq2Seq, row: int) -> Iterator[tuple[tuple[int, ...], float]]:
+def chances(model: Seq2Seq, row: int, before: Before | None = None) -> Iterator[tuple[tuple[int, ...], float]]:
     """Every translation with its probability, word after word as search asks for them."""
     length = int(LENGTHS[row])
-    memory, start = model.start(SOURCE[row : row + 1, :length], LENGTHS[row : row + 1])
+    memory, start = model.start(SOURCE[row : row + 1, :length], LENGTHS[row : row + 1], before=before)
 
     def beginning(ids: tuple[int, ...], before: float, state: Any) -> Iterator[tuple[tuple[int, ...], float]]:
         words, _, state = model.step(torch.tensor([ids[-1] if ids else BOS]), memory, state)
@@ -95,12 +95,13 @@ def chances(model: Seq2Seq, row: int) -> Iterator[tuple[tuple[int, ...], float]]
 
 
 @torch.no_grad()
-def risk_by_loops(model: Seq2Seq, sharpness: float = 1.0) -> float:
+def risk_by_loops(model: Seq2Seq, sharpness: float = 1.0, before: Before | None = None) -> float:
     """Of both sentences, each as often as its right translation has tokens."""
     model.eval()
     total = 0.0
     for row, right in enumerate(RIGHT):
-        found = [(chance**sharpness, cost(ids, right)) for ids, chance in chances(model, row)]
+        own = None if before is None else Before(*(part[row : row + 1] for part in before))
+        found = [(chance**sharpness, cost(ids, right)) for ids, chance in chances(model, row, own)]
         total += (len(right) + 1) * sum(p * c for p, c in found) / sum(p for p, _ in found)
     model.train()
     return total
@@ -221,3 +222,24 @@ def test_descending_it_prefers_the_right_translations() -> None:
         for row, right in enumerate(RIGHT):
             found = dict(chances(model.eval(), row))
             assert found[right] > 0.9 * sum(found.values())
+
+
+def test_of_documents_the_risk_is_that_of_what_is_read_with_the_sentences_before() -> None:
+    """They are handed to whoever proposes, and the candidates are weighed by how likely they are after them."""
+    before = Before(torch.tensor([[[5, 6, 2], [4, 2, 0]], [[0, 0, 0], [0, 0, 0]]]), torch.tensor([[3, 2], [0, 0]]))
+    sides = {"encoder": STACK, "decoder": STACK, "document": {"sentences": 2, "heads": 2}}
+    page = {"embedding": 4, "dropout": 0.0, "tie": "none", **sides}
+    model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(VOCABULARY + 1, VOCABULARY)
+    model = redrawn(model, 1.0, seed=7).train()
+    with torch.no_grad():
+        model.decoder.output.bias[[PAD, BOS]] = -40.0
+    told: list[Before | None] = []
+
+    def propose(model: nn.Module, source: Tensor, lengths: Tensor, target: Tensor, given: Any, seed: int) -> Candidates:
+        told.append(given)
+        return every_translation(model, source)
+
+    found = float(step_of(model, propose)(SOURCE, LENGTHS, TARGET, None, before).loss.detach())
+    assert found == pytest.approx(risk_by_loops(model, before=before), abs=1e-9)
+    assert abs(found - risk_by_loops(model)) > 1e-3
+    assert told == [before]

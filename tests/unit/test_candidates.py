@@ -15,7 +15,7 @@ from s2s.commands.candidates import Proposer, candidates_of
 from s2s.config import AnyDecoder, AnyEncoder
 from s2s.data.tokenizer import WhitespaceTokenizer
 from s2s.errors import ConfigError
-from s2s.interfaces import BOS, EOS, PAD
+from s2s.interfaces import BOS, EOS, PAD, Before
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.search.beam import SearchSettings, beam_search
 from s2s.training.objective import Candidates, MinimumRiskSettings
@@ -27,12 +27,12 @@ RIGHT = [[4, 5, 6], [7, 8], [4, 5, 6]]
 CPU = torch.device("cpu")
 
 
-def model_of(dropout: float = 0.0) -> Seq2Seq:
+def model_of(dropout: float = 0.0, document: dict[str, Any] | None = None) -> Seq2Seq:
     """A small one, in training mode, that ends soon."""
     torch.manual_seed(3)
     sides = {side: {"kind": "rnn", "size": 8} for side in ("encoder", "decoder")}
     sides["decoder"] |= {"attention": {"kind": "global"}}
-    page: dict[str, Any] = {"embedding": 8, "tie": "none", "dropout": dropout, **sides}
+    page: dict[str, Any] = {"embedding": 8, "tie": "none", "dropout": dropout, "document": document, **sides}
     model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(9, WORDS.size)
     with torch.no_grad():
         model.decoder.output.bias[EOS] += 0.5
@@ -70,6 +70,24 @@ def test_without_the_right_translation_there_is_what_was_found() -> None:
     found = lists(propose(model, by="beam", samples=4, reference=False))
     best = beam_search(model.eval(), SOURCE, LENGTHS, SearchSettings(beam=4), n_best=4)
     assert found == [[one.ids for one in hypotheses] for hypotheses in best]
+
+
+def test_of_a_document_they_are_found_after_the_sentences_before() -> None:
+    """Best by a beam, which is another one without them."""
+    before = Before(torch.tensor([[[8, 7, 2]], [[0, 0, 0]], [[4, 2, 0]]]), torch.tensor([[3], [0], [2]]))
+    model = model_of(document={"sentences": 1, "heads": 2})
+    with torch.no_grad():
+        assert model.document is not None
+        model.document.gate_bias.fill_(4.0)
+        model.document.norm.weight.fill_(3.0)
+        model.decoder.output.weight.mul_(4.0)
+    settings = MinimumRiskSettings(by="beam", samples=4, reference=False)
+    found = lists(Proposer(settings, WORDS)(model, SOURCE, LENGTHS, TARGET, before, 1))
+    search = SearchSettings(beam=4)
+    best = beam_search(model.eval(), SOURCE, LENGTHS, search, n_best=4, before=before)
+    alone = beam_search(model, SOURCE, LENGTHS, search, n_best=4)
+    assert found == [[one.ids for one in hypotheses] for hypotheses in best]
+    assert found[1] == [one.ids for one in alone[1]] and found[0] != [one.ids for one in alone[0]]
 
 
 @pytest.mark.parametrize("metric", ["chrf", "bleu"])
