@@ -143,9 +143,23 @@ class Config(Settings):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")
             if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
                 raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")
+        if self.model.document is not None and _reads_last_states_alone(self.model.decoder):
+            raise ValueError(
+                "model.document: attention of kind: none never reads what the sentences before change, which the "
+                "encoder's last states are not; set document to null, choose another attention, or start: mean"
+            )
         if reason := _against(self.objective, getattr(self.model.decoder, "attention", None)):
             raise ValueError(reason)
         return self
+
+
+def _reads_last_states_alone(decoder: AnyDecoder) -> bool:
+    """Whether the encoder's last states are all that a decoder knows of a source, if it knows anything."""
+    return (
+        isinstance(decoder, RNNDecoderSettings)
+        and isinstance(decoder.attention, NoneSettings)
+        and decoder.start != "mean"
+    )
 
 
 def _against(objective: ObjectiveSettings, attention: AttentionSettings | None) -> str | None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from s2s import config as configuration
 from s2s.data import prepare as preparation
 from s2s.data import shards
 from s2s.data.batches import collate, sentences_of
@@ -20,6 +21,7 @@ from s2s.data.corpora import Corpora
 from s2s.data.prepare import DataSettings, PairFiles, Prepared, TrainFiles, prepare
 from s2s.data.text import PairCounts, usable_pairs
 from s2s.data.tokenizer import Tokenizers, WhitespaceSettings, WhitespaceTokenizer
+from s2s.errors import ConfigError
 from s2s.interfaces import EOS, NOTHING, PAD, Before
 from s2s.models.ensemble import Ensemble
 from s2s.search.beam import SearchSettings
@@ -269,3 +271,12 @@ def test_pairs_are_scored_after_those_before_them() -> None:
     pairs = [("a", "b"), ("b", ""), (None, "b"), ("a b c d", "a"), ("c", "b"), ("", "f"), ("d", "a"), ("e", "b")]
     assert len(list(scorer.score(pairs))) == len(pairs)
     assert sorted(asked) == [("a", []), ("b", ["a"]), ("c", ["a b c", "b"]), ("d", []), ("e", ["d"])]
+
+
+@pytest.mark.parametrize("recipe", ["none", "none-context"])
+def test_who_reads_the_last_states_alone_cannot_read_documents(recipe: str) -> None:
+    """What the sentences before change is the memory, and a first state made of its mean is told of that."""
+    path = Path(__file__).resolve().parents[2] / "configs" / "toy" / f"{recipe}.yaml"
+    with pytest.raises(ConfigError, match=r"model.document: attention of kind: none never reads what"):
+        configuration.load(path, ["model.document={heads: 2}"])
+    configuration.load(path, ["model.document={heads: 2}", "model.decoder.start=mean"])
