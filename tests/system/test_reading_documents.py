@@ -140,8 +140,9 @@ def test_an_update_of_first_sentences_alone_has_nothing_to_teach(
         path = project / f"alone.{ending}"
         path.write_text("".join(f"{line}\n\n" for line in lines), encoding="utf-8")
         sides.append(f"data.train.{side}={path}")
-    settings = (*sides, DOCUMENT, f"init_from={finished_transformer}", "training.frozen=[encoder,decoder]", "data.valid=null",
-                "training.stop_on=nll", "training.precision=fp16", "training.max_updates=2")  # fmt: skip
+    settings = (*sides, DOCUMENT, f"init_from={finished_transformer}", "training.frozen=[encoder,decoder]",
+                "data.valid=null", "training.stop_on=nll", "training.precision=fp16",
+                "training.max_updates=2")  # fmt: skip
     found = cli(*train_arguments(project, new_run, *settings, config="transformer.yaml"))
     assert found.code == 0, found.err
     assert [record["grad_norm"] for record in records(new_run)] == [0.0, 0.0]
