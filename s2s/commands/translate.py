@@ -83,6 +83,9 @@ class Options:
             raise UsageError(where, "answers come line by line from one process only", "start one process")
         if self.attention is not None:
             raise UsageError("--attention", "draws one line, which may be any process's", "start one process")
+        for name, path in (("--forbid", self.forbid), ("--dictionary", self.dictionary)):
+            if path is not None and path.is_fifo():
+                raise UsageError(name, "is a pipe, but is read by every process", "write it to a file first")
 
     def needs_attention(self) -> str | None:
         """The option that a model without attention cannot serve, if any is given."""

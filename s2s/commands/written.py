@@ -39,8 +39,9 @@ class Written:
         """Where the rest goes. Raises SystemRefused where nobody can go on with it."""
         if not self.begun:
             return results(output, overwrite, inputs)
-        if standard_input:
-            raise SystemRefused("standard input", "a process failed, and this cannot be read again", "give a file")
+        pipes = ["standard input"] if standard_input else [path for path in inputs if not path.is_file()]
+        if pipes:
+            raise SystemRefused(pipes[0], "a process failed, and this cannot be read again", "give a file")
         if self.place is not None and output is not None:
             name, size = self.place
             return OutputFile(output, overwrite=overwrite, inputs=inputs, begun=(name, size))

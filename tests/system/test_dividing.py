@@ -159,6 +159,19 @@ def test_long_lines_are_counted_once(finished: Path, source: Path, tmp_path: Pat
     assert (tmp_path / "out").read_bytes() == (tmp_path / "alone").read_bytes()
 
 
+@pytest.mark.fault("TX25")
+@pytest.mark.parametrize("options", [["--forbid"], ["--replace-unknown", "--dictionary"]])
+def test_what_every_process_reads_is_no_pipe(
+    finished: Path, source: Path, tmp_path: Path, warm: Warm, options: list[str]
+) -> None:
+    """Each would get a part of it, or none."""
+    os.mkfifo(tmp_path / "pipe")
+    outcomes = together(warm, ["--model", finished, source, *options, tmp_path / "pipe"])
+    assert [outcome.code for outcome in outcomes] == [2, 2], outcomes
+    told = Outcome(2, b"", "".join(outcome.err for outcome in outcomes))
+    assert_error(told, 2, options[-1], "read by every process", "write it to a file first")
+
+
 @pytest.mark.parametrize(
     ("option", "code", "words"),
     [

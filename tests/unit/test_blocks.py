@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -276,6 +277,13 @@ def test_what_cannot_be_gone_on_with(tmp_path: Path) -> None:
     Written().note(world, sink, 7, last=False)
     with pytest.raises(SystemRefused, match=r"standard output: .*nobody knows how far"):
         Written.before(world).sink(None, False, [], standard_input=False)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text").touch()
+    inputs = [tmp_path / "text", tmp_path / "pipe"]
+    Written().note(world, sink, 7, last=True)
+    with pytest.raises(SystemRefused, match=r"pipe: .*cannot be read again"):
+        Written.before(world).sink(None, False, inputs, standard_input=False)
+    assert Written.before(world).sink(None, False, inputs[:1], standard_input=False)
     lost = Written(begun=True, lines=1, place=(".s2s-gone", 4))
     with (
         pytest.raises(SystemRefused, match="is gone; begin again"),
