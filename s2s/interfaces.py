@@ -197,12 +197,15 @@ class Encoder(nn.Module, ABC):
 
     size: int
     leaves: Leaves | None = None
+    recomputes = False
+    """Whether `recompute` was called."""
 
     def recompute(self) -> None:
         """From now on training keeps what enters each layer, and computes the rest again in the backward pass.
 
         A recurrent layer goes through all of its steps at once either way: it would save nothing, and keeps all.
         """
+        self.recomputes = True
 
     def compile_parts(self) -> None:
         """Have parts that can be compiled for all lengths at once compiled when they are first trained.
@@ -235,6 +238,8 @@ class Decoder(nn.Module, ABC):
 
     output: nn.Linear
     """The matrix (V, D), perhaps shared with an embedding, and its bias."""
+    recomputes = False
+    """See `Encoder.recomputes`."""
 
     @abstractmethod
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Tree]:
@@ -253,6 +258,7 @@ class Decoder(nn.Module, ABC):
 
     def recompute(self) -> None:
         """See `Encoder.recompute`."""
+        self.recomputes = True
 
     def compile_parts(self) -> None:
         """See `Encoder.compile_parts`."""

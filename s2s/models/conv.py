@@ -113,10 +113,6 @@ class ConvEncoder(Encoder):
         )
         self.leave = Normed(settings.size, width)
         self.dropout = Dropout(dropout)
-        self.recomputes = False
-
-    def recompute(self) -> None:
-        self.recomputes = True
 
     def forward(self, source: Tensor, lengths: Tensor) -> Memory:
         mask = lengths_to_mask(lengths, source.size(1))
@@ -195,10 +191,6 @@ class ConvDecoder(Decoder):
         )
         self.leave, self.dropout = Normed(settings.size, width), Dropout(dropout)
         self.output = nn.Linear(width, embedding.num_embeddings)
-        self.recomputes = False
-
-    def recompute(self) -> None:
-        self.recomputes = True
 
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Past]:
         """Memory with keys and values, and empty windows.

@@ -82,10 +82,6 @@ class DecoderOnly(Decoder):
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, vocabulary)
         self.of_source, self.of_words = Everywhere(ahead), Everywhere(False)
-        self.recomputes = False
-
-    def recompute(self) -> None:
-        self.recomputes = True
 
     def compile_parts(self) -> None:
         for layer in self.layers:

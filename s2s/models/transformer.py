@@ -229,10 +229,6 @@ class TransformerEncoder(Encoder):
         self.layers = nn.ModuleList(Layer(settings, None, True, rate) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.reaches = settings.reaches(True)
-        self.recomputes = False
-
-    def recompute(self) -> None:
-        self.recomputes = True
 
     def compile_parts(self) -> None:
         for layer in self.layers:
@@ -271,10 +267,6 @@ class TransformerDecoder(Decoder):
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, embedding.num_embeddings)
         self.reaches = settings.reaches(False)
-        self.recomputes = False
-
-    def recompute(self) -> None:
-        self.recomputes = True
 
     def compile_parts(self) -> None:
         for layer in self.layers:
