@@ -86,11 +86,29 @@ class Across(_Projections, ABC):
         """See `s2s.interfaces.Attention.set_update`."""
 
 
+def unrounded(projected: Tensor) -> Tensor:
+    """Queries, keys and values in the type in which they are to meet: in search on a CPU float32, whatever they are.
+
+    Kernels of bf16 are compiled for every number of keys, which grows by one at every step of a search.
+    """
+    if torch.is_grad_enabled() or projected.device.type != "cpu" or projected.dtype != torch.bfloat16:
+        return projected
+    return projected.float()
+
+
 def attend(query: Tensor, lanes: Lanes, relation: Relation, dropout: Dropout) -> tuple[Tensor, Tensor]:
     """What queries (B, heads, T, d) read in all lanes, of the same shape, and the weights (B, heads, T, S).
 
     S counts the columns of all lanes, one lane after the other; keys and values have a row for every head.
     """
+    device = query.device.type
+    narrow = torch.is_autocast_enabled(device) and query.dtype == torch.get_autocast_dtype(device)
+    with torch.autocast(device, enabled=narrow):
+        return _attend(query, lanes, relation, dropout)
+
+
+def _attend(query: Tensor, lanes: Lanes, relation: Relation, dropout: Dropout) -> tuple[Tensor, Tensor]:
+    """`attend` in the type of the query."""
     scale, parts = query.size(-1) ** -0.5, []
     for memory, view in lanes:
         asking = view.ask(query)
@@ -133,12 +151,13 @@ class MultiHead(Across):
         self.dropout, self.relation = Dropout(dropout), Absolute()
 
     def read(self, memory: Memory) -> Source:
-        return Source(self._keys_values(memory.values), ~memory.mask[:, None, None])
+        read = KeysValues(*map(unrounded, self._keys_values(memory.values)))
+        return Source(read, ~memory.mask[:, None, None])
 
     def forward(self, x: Tensor, memory: Memory, source: Source, state: Tree) -> tuple[Tensor, Tensor, Tree]:
         view = Rows(source.blocked, range(x.size(1)), range(source.blocked.size(-1)), x.device)
         lane = KeysValues(*map(self.each, source.read)), view
-        context, weights = attend(self._queries(x), [lane], self.relation, self.dropout)
+        context, weights = attend(unrounded(self._queries(x)), [lane], self.relation, self.dropout)
         return self._joined(context), weights, state
 
 
@@ -176,7 +195,7 @@ class SelfAttention(_Projections):
         """
         weight, bias = torch.cat([self.query, self.key_value]), torch.cat([self.query_bias, self.key_value_bias])
         shared = self.groups * self.width
-        projected = linear(x, weight, bias).split_with_sizes([self.size, shared, shared], -1)
+        projected = unrounded(linear(x, weight, bias)).split_with_sizes([self.size, shared, shared], -1)
         query, keys, values = map(self._split, projected)
         query, keys = self.relation.turn(query, keys, look.first)
         new = KeysValues(keys, values)

@@ -15,7 +15,7 @@ from s2s.interfaces import EOS
 from s2s.search.wishes import Required
 from s2s.settings import Settings
 
-_BLOCK = 32
+_BLOCK = 64
 """Columns per block in `best_columns`; measured on batches of 64, beams of 5 and vocabularies of 8000."""
 
 
@@ -31,8 +31,8 @@ class DiversitySettings(Settings):
 def best_columns(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of each row of (n, W), largest first, ties to the lowest column: values and columns.
 
-    NaN counts as largest. `torch.topk` promises nothing about ties, and sorting everything is slow. The largest lie in
-    the ``count`` blocks of columns with the largest maxima, and so do, by lowest column, those that tie with the last.
+    NaN counts as largest. The largest lie in the ``count`` blocks of columns with the largest maxima, and so do, by
+    lowest column, those that tie with the last.
     """
     width = values.size(1)
     columns = torch.arange(width, device=values.device)
@@ -42,9 +42,23 @@ def best_columns(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         inside = blocks.sort(dim=1).values.unsqueeze(-1) * _BLOCK + columns[:_BLOCK]  # (n, count, _BLOCK)
         columns = torch.cat((inside.flatten(1), columns[whole:].expand(len(values), -1)), 1)
         values = values.gather(1, columns)
-    value, place = values.sort(dim=1, descending=True, stable=True)
-    value, place = value[:, :count], place[:, :count]
-    return value, columns.expand(len(values), -1).gather(1, place)
+    place = _first(values, count)
+    return values.gather(1, place), columns.expand(len(values), -1).gather(1, place)
+
+
+def _first(values: Tensor, count: int) -> Tensor:
+    """Where in each row of (n, W) the ``count`` largest stand, largest first, ties to the lowest; NaN is largest.
+
+    `torch.topk` promises nothing about ties, and sorting all is several times slower. So it is asked for the largest of
+    whole numbers of which no two are equal: the bits of a float32, which as a whole number keep its order once those of
+    a negative one are turned round, and below them the column.
+    """
+    if values.dtype != torch.float32:
+        return values.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    bits = (values + 0.0).view(torch.int32)  # -0 becomes 0
+    order = (bits ^ (bits >> 31 & 0x7FFFFFFF)).masked_fill(values.isnan(), 0x7FFFFFFF)
+    columns = torch.arange(values.size(1) - 1, -1, -1, device=values.device)
+    return ((order.long() << 32) + columns).topk(min(count, values.size(1)), dim=1).indices
 
 
 def others(token: Tensor, places: int) -> Tensor:

@@ -109,7 +109,7 @@ def translation_cells(threads: int, lines: int) -> Iterator[Cell]:
     for times in (1, 10):
         path = WORK / "cost" / f"lines-{times * lines}"
         path.write_text("".join(f"{line}\n" for line in source * times), encoding="utf-8")
-        measure = partial(translate_ours, WORK / "model-r1", 5, threads, path)
+        measure = partial(translate_ours, WORK / "model-r1", "float32", 5, threads, path)
         yield Cell(f"lines={times * lines}", "beam 5", measure)
 
 

@@ -177,13 +177,14 @@ PLAIN = {"t": "t-plain"}
 """The peer's workload whose model translates, where it is not the one that is timed in training."""
 
 
-def translate_ours(model: Path, beam: int, threads: int, source: Path | None = None) -> Row:
+def translate_ours(model: Path, precision: str, beam: int, threads: int, source: Path | None = None) -> Row:
     """Our own command on a file, or on the test set; it leaves the loading out itself."""
     test = configuration.load(model / "config.yaml").data.test
     assert test is not None
     output = WORK / "translated"
     files = [str(source or test.source), "--output", str(output), "--overwrite"]
-    _, err, peak = alone(s2s("translate", "--model", str(model), *files, "--beam", str(beam)), threads)
+    search = ["--beam", str(beam), "--search", f"precision={precision}"]
+    _, err, peak = alone(s2s("translate", "--model", str(model), *files, *search), threads)
     said = re.search(r"translated (\d+) lines in ([\d.]+) s", err)
     assert said is not None, err
     target = load_tokenizers(model / "tokenizer").target
@@ -224,7 +225,8 @@ def translation_cells(names: Iterable[str], peers: dict[str, str], updates: int,
     for name in names:
         for beam, search in ((1, "greedy"), (5, "beam 5")):
             systems: dict[str, Callable[[], Row]] = {
-                "s2s": partial(translate_ours, WORK / f"model-{name}", beam, threads)
+                f"s2s {precision}": partial(translate_ours, WORK / f"model-{name}", precision, beam, threads)
+                for precision in ("float32", "bf16")
             }
             if "opennmt" in peers and name in HAS["opennmt"]:
                 what = ("opennmt_translate", opennmt_model(name, updates), beam, threads)

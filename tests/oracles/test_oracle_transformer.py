@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from s2s.config import AnyDecoder, AnyEncoder
 from s2s.interfaces import BOS, Memory
+from s2s.models import heads
 from s2s.models.heads import MultiHead, SelfAttention
 from s2s.models.layers import sinusoids
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
@@ -254,3 +255,32 @@ def test_projections_start_within_their_xavier_bound() -> None:
         bound = math.sqrt(6 / (64 + width)) / math.sqrt(2)
         assert 0.95 * bound < float(block.detach().abs().max()) <= bound
     assert not attention.query_bias.any() and not attention.key_value_bias.any()
+
+
+# --- bf16 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "relative", "rotary", "alibi"])
+def test_in_a_search_in_bf16_queries_keys_and_values_meet_in_float32(
+    positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training they meet in bf16."""
+    kinds: set[torch.dtype] = set()
+
+    def watched(query: Tensor, lanes: Any, *rest: Any) -> tuple[Tensor, Tensor]:
+        context, weights = attended(query, lanes, *rest)
+        kinds.update(part.dtype for (keys, values), _ in lanes for part in (query, keys, values, context))
+        return context, weights
+
+    attended = heads._attend
+    monkeypatch.setattr(heads, "_attend", watched)
+    model = model_of(positions=positions).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            memory, state = model.start(SOURCE, LENGTHS)
+            for word in WORDS.unbind(1):
+                _, _, state = model.step(word, memory, state)
+        assert kinds == {torch.float32}
+        kinds.clear()
+        model.decoder(WORDS, *model.start(SOURCE, LENGTHS))
+        assert kinds == {torch.bfloat16}

@@ -280,12 +280,24 @@ def test_the_best_columns_are_those_of_a_stable_sort(width: int, count: int) -> 
     rare = torch.full((6, width), -torch.inf)
     rare[torch.arange(6), torch.randint(0, width, (6,), generator=generator)] = -1.0
     distinct = torch.randn(6, width, generator=generator)
-    for values in (many_ties, rare, distinct, torch.zeros(6, width)):
+    signs = torch.tensor([0.0, -0.0, -1e-45, 1e-45, -3e38, torch.inf])
+    extremes = signs[torch.randint(0, len(signs), (6, width), generator=generator)]
+    for values in (many_ties, rare, distinct, extremes, torch.zeros(6, width), distinct.double(), many_ties.double()):
         value, column = best_columns(values, count)
         for row, line in enumerate(values.tolist()):
             expected = sorted(range(width), key=lambda index: (-line[index], index))[:count]
             assert column[row].tolist() == expected
             assert value[row].tolist() == [line[index] for index in expected]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_what_is_not_a_number_is_largest_whatever_its_sign(kind: torch.dtype) -> None:
+    """The sign is that of infinity less infinity on this processor, and the other one."""
+    infinity = torch.full((2,), torch.inf, dtype=kind)
+    nan = infinity - infinity
+    for line in (torch.cat((nan, -nan)), torch.cat((-nan, nan))):
+        values = torch.cat((infinity, torch.zeros(996, dtype=kind), line)).unsqueeze(0)
+        assert best_columns(values, 3)[1].tolist() == [[998, 999, 1000]]
 
 
 def test_control_ids_are_never_said() -> None:
