@@ -2,7 +2,7 @@
 
     python scripts/bench/speed.py                                  ours alone: every workload, float32 and auto
     python scripts/bench/speed.py r1 t --rounds 5                  some of them
-    python scripts/bench/speed.py --mechanisms                     every recipe of configs/multi30k at the sizes of R1
+    python scripts/bench/speed.py --mechanisms                     recurrent recipes of configs/multi30k, sizes of R1
     python scripts/bench/speed.py --peer opennmt=VENV/bin/python --peer joeynmt=VENV/bin/python
     python scripts/bench/speed.py --translate --peer opennmt=... --peer ctranslate2=...
 
@@ -51,6 +51,8 @@ RESULTS = DOCS / "results"
 WORK = ROOT / "runs" / "bench"
 PEERS = Path(__file__).resolve().parent / "peers"
 WARMUP = 12
+USUAL = "luong-general"
+"""The recipe that the others of configs/multi30k differ from."""
 Row = dict[str, Any]
 
 
@@ -137,6 +139,21 @@ def write_pieces() -> Path:
     words = tokenizers.target.pieces(range(4, tokenizers.target.size))
     (folder / "vocabulary").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     return folder
+
+
+def mechanisms() -> list[str]:
+    """The recipes that are recurrent on both sides and of the usual sizes, each model once."""
+    found: dict[str, str] = {}
+    usual = configuration.load(RECIPES / f"{USUAL}.yaml").model
+    for name in [USUAL, *sorted(path.stem for path in RECIPES.glob("*.yaml"))]:
+        model = configuration.load(RECIPES / f"{name}.yaml").model
+        if all(_shape(getattr(model, side)) == _shape(getattr(usual, side)) for side in ("encoder", "decoder")):
+            found.setdefault(model.model_dump_json(), name)
+    return sorted(found.values())
+
+
+def _shape(side: Any) -> tuple[Any, ...]:
+    return side.kind, getattr(side, "size", None)
 
 
 def mechanism(name: str) -> Path:
@@ -320,7 +337,7 @@ def main() -> None:
         "--updates", type=int, default=60, help=f"updates of a training; the first {WARMUP} do not count"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--mechanisms", action="store_true", help="every recipe of configs/multi30k instead")
+    parser.add_argument("--mechanisms", action="store_true", help="recipes of configs/multi30k instead")
     parser.add_argument("--translate", action="store_true", help="translation instead of training")
     parser.add_argument("--train-updates", type=int, default=675, help="training of the models that translate")
     parser.add_argument(
@@ -334,10 +351,9 @@ def main() -> None:
         cells = translation_cells(options.names, peers, options.train_updates, options.threads)
     elif options.mechanisms:
         kind = "mechanisms"
-        recipes = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in {"base", "transformer"})
         cells = [
             Cell(name, "s2s auto", partial(train_ours, mechanism(name), "auto", options.updates, options.threads))
-            for name in recipes
+            for name in mechanisms()
         ]
     else:
         kind = "training"
