@@ -12,10 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from speed import CONFIGS, RESULTS, WORK, Row, machine, of_updates
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from s2s import config as configuration
@@ -35,8 +38,8 @@ def training(workload: str, precision: str, updates: int) -> Callable[[], None]:
     return lambda: train(CONFIGS / f"{workload}.yaml", settings, WORK / "profile", overwrite=True)
 
 
-def translation(workload: str, precision: str, beam: int) -> Callable[[], None]:
-    """The test set."""
+def translation(workload: str, precision: str, beam: int, count: Counter[str]) -> Callable[[], None]:
+    """The test set. Counted are its sentences, the steps of search, and the rows that all of them computed."""
     trained = load_trained(WORK / f"model-{workload}", torch.device("cpu"))
     test = configuration.load(WORK / f"model-{workload}" / "config.yaml").data.test
     assert test is not None
@@ -44,8 +47,16 @@ def translation(workload: str, precision: str, beam: int) -> Callable[[], None]:
     settings = trained.config.search.model_copy(update=changes)
     translator = Translator(trained.model, trained.tokenizers, settings, torch.device("cpu"))
     lines = list(read_raw_lines(test.source))
+    step = trained.model.step
+
+    def counting(token: Tensor, *more: Any) -> Any:
+        count.update(steps=1, rows=len(token))
+        return step(token, *more)
+
+    trained.model.step = counting  # type: ignore[method-assign, assignment]
 
     def work() -> None:
+        count.update(sentences=len(lines))
         for _ in translator.translate(lines):
             pass
 
@@ -69,7 +80,9 @@ def table(kept: Row) -> str:
     """Every profile of the result file, side by side."""
     lines = []
     for name, found in kept.items():
-        lines += [f"**{name}**, {found['seconds']:.1f} s", "", "| operation | share | calls |", "|---|--:|--:|"]
+        counted = "".join(f", {number:,} {what}" for what, number in found.get("counted", {}).items())
+        lines += [f"**{name}**, {found['seconds']:.1f} s{counted}", ""]
+        lines += ["| operation | share | calls |", "|---|--:|--:|"]
         for row in found["rows"]:
             lines.append(f"| `{row['operation']}` | {100 * row['share']:.1f} % | {row['calls']:,} |")
         lines.append("")
@@ -89,9 +102,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
+    count: Counter[str] = Counter()
     if options.translate:
         what = f"{options.workload}, translation, beam {options.beam}"
-        work = translation(options.workload, options.precision, options.beam)
+        work = translation(options.workload, options.precision, options.beam, count)
     else:
         what = f"{options.workload}, training"
         work = training(options.workload, options.precision, options.updates)
@@ -99,6 +113,8 @@ def main() -> None:
     name = ", ".join(part for part in (what, options.precision, options.name) if part)
     kept: Row = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
     kept[name] = {"seconds": seconds, "rows": rows, "machine": machine(options.threads)}
+    if count:
+        kept[name]["counted"] = dict(count)
     RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(table({name: kept[name]}))
 
