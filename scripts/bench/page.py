@@ -1,4 +1,4 @@
-"""Puts the tables of docs/results into docs/speed.md and docs/scale.md; run it after speed.py, cost.py and scale.py.
+"""Puts the tables of docs/results into docs/speed.md and docs/scale.md; run it after what measures them.
 
 python scripts/bench/page.py            writes
 python scripts/bench/page.py --check    only says whether the pages have these tables; exit code 1 where they have not
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cost
+import gains
 import hotspots
 import scale
 import speed
@@ -31,6 +32,11 @@ def profile_tables(result: Path) -> str:
     return hotspots.table(json.loads(result.read_text(encoding="utf-8")))
 
 
+def gains_table(result: Path) -> str:
+    """What gains.py prints."""
+    return gains.table(json.loads(result.read_text(encoding="utf-8")))
+
+
 def scale_table(result: Path) -> str:
     """What scale.py prints of a part."""
     return scale.PARTS[result.stem][1](json.loads(result.read_text(encoding="utf-8")))
@@ -42,6 +48,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed-translation": speed.table,
     "speed-cost": cost_tables,
     "speed-profile": profile_tables,
+    "speed-gains": gains_table,
     **{f"scale/{part}": scale_table for part in scale.PARTS},
 }
 """What turns a result file into its table."""

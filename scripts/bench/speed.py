@@ -270,6 +270,18 @@ def matrix_product(kind: torch.dtype) -> float:
     return 2 * 2048**3 / statistics.median(times[2:]) / 1e9
 
 
+def work_of(config: Path) -> float:
+    """MFLOP of a target token in training: 6 for each entry of every matrix that multiplies, in matrices of the encoder
+    for as many source tokens. Attention's products with keys and values, and all that is no product, are left out."""
+    settings = configuration.load(config)
+    words = settings.tokenizer.vocabulary
+    assert words is not None, "every workload names the size of its vocabulary"
+    model = settings.model.build(words, words)
+    looked_up = {id(part.weight) for part in model.modules() if isinstance(part, torch.nn.Embedding)}
+    looked_up -= {id(model.decoder.output.weight)}
+    return 6e-6 * sum(part.numel() for part in model.parameters() if part.dim() == 2 and id(part) not in looked_up)
+
+
 def machine(threads: int) -> Row:
     """What the figures belong to."""
     facts = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
@@ -285,6 +297,8 @@ def run_rounds(cells: list[Cell], rounds: int, threads: int, result: Path) -> No
     """Every cell once a round; the file is written after each figure."""
     torch.set_num_threads(threads)
     kept: Row = {"machine": machine(threads), "peak_gflops": {"float32": [], "bfloat16": []}, "rows": {}}
+    configs = {cell.workload: CONFIGS / f"{cell.workload}.yaml" for cell in cells}
+    kept["mflop_per_token"] = {name: round(work_of(path), 2) for name, path in configs.items() if path.exists()}
     result.parent.mkdir(parents=True, exist_ok=True)
     for turn in range(rounds):
         for kind in (torch.float32, torch.bfloat16):
@@ -311,6 +325,9 @@ def table(result: Path) -> str:
     """The result file as a table: rates, ratios to each peer of the same rounds, memory."""
     kept = json.loads(result.read_text(encoding="utf-8"))
     lines = ["| workload | system | rate | ours / theirs, round by round | peak MiB |", "|---|---|--:|---|--:|"]
+    work = kept.get("mflop_per_token")
+    if work:
+        lines = [f"{lines[0]} share of peak |", f"{lines[1]}--:|"]
     for workload, systems in kept["rows"].items():
         for system, rows in systems.items():
             rates = [rate(row) for row in rows]
@@ -321,6 +338,12 @@ def table(result: Path) -> str:
                     ratios.append(f"{other} {spread(each, '.2f')}")
             peak = max(row["peak_mib"] for row in rows)
             lines.append(f"| {workload} | {system} | {spread(rates)} | {'; '.join(ratios)} | {peak:,.0f} |")
+            if work:
+                kind = (
+                    "bfloat16" if system == "s2s auto" and "amx_bf16" in kept["machine"]["instructions"] else "float32"
+                )
+                at_best = statistics.median(kept["peak_gflops"][kind]) * 1e3
+                lines[-1] += f" {100 * statistics.median(rates) * work[workload] / at_best:.0f} % |"
     peaks = "; ".join(f"{kind} {spread(values)}" for kind, values in kept["peak_gflops"].items())
     facts = ", ".join(f"{key} {value}" for key, value in kept["machine"].items())
     return "\n".join([*lines, "", f"Matrix products of 2048 x 2048, GFLOP/s: {peaks}. Machine: {facts}."])

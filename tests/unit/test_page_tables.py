@@ -114,3 +114,34 @@ def test_a_table_of_cost_has_the_median_of_each_cell(monkeypatch: pytest.MonkeyP
     lines = list(cost.tables({"rows": rows}))
     assert "| 40 | 80 (40-360) | 80 (40-360) | 460 |" in lines
     assert "| 10,000 | 80.0 (80.0-80.0) | 125 (125-125) | 512 |" in lines
+
+
+def test_a_gain_is_the_ratio_of_neighbours_and_memory_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    gains = importlib.import_module("gains")
+
+    def pair(speed: float, plain: float) -> list[dict[str, float]]:
+        return [{"tokens_per_second": speed, "peak_mib": 900}, {"tokens_per_second": plain, "peak_mib": 1000}]
+
+    rows = {"r1": {"bf16": [pair(300, 100), pair(200, 100), pair(450, 100)]}, "t": {"rows": [pair(100, 125)]}}
+    head, _, *lines = gains.table({"rows": rows}).splitlines()
+    assert head == "| step | r1 | MiB | t | MiB |" and len(lines) == len(gains.STEPS)
+    assert lines[0] == "| products in bf16 | 3.00 (2.00-4.50) | -100 |  |  |"
+    assert "| a round number of rows |  |  | 0.80 (0.80-0.80) | -100 |" in lines
+
+
+def test_the_share_of_the_peak_is_of_the_same_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """54 MFLOP a token: 1,000 tokens/s are 54 GFLOP/s."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    speed = importlib.import_module("speed")
+    peer, own = ([{"tokens_per_second": rate, "peak_mib": 1000}] for rate in (1000, 3000))
+    kept = {
+        "machine": {"instructions": ["amx_bf16"]},
+        "peak_gflops": {"float32": [300], "bfloat16": [1500]},
+        "mflop_per_token": {"r1": 54.0},
+        "rows": {"r1": {"s2s float32": own, "s2s auto": own, "opennmt": peer}},
+    }
+    path = tmp_path / "speed-training.json"
+    path.write_text(json.dumps(kept))
+    lines = speed.table(path).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[2:5]] == ["54 %", "11 %", "18 %"]

@@ -1,0 +1,168 @@
+"""What each of our steps towards speed gains: a training with all of them beside one without that step.
+
+    python scripts/bench/gains.py r1 t [--rounds 2] [--updates 40]
+
+Every figure is of a fresh process, alone on the machine, as in speed.py; with and without follow each other, so that a
+drift of the machine meets both. A step is taken out in the process that trains, by the plain PyTorch that anyone would
+write first, so that what is compared is the step and nothing else. Results: docs/results/speed-gains.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from speed import CONFIGS, RESULTS, WARMUP, WORK, Row, alone, machine, of_updates
+from torch import Tensor, nn
+
+from s2s import likelihood, products
+from s2s.commands.train import train
+from s2s.machine import keep_freed_memory
+from s2s.models import layers
+from s2s.models.recurrence import Recurrence, RecurrentLayer
+from s2s.progress import say
+
+RESULT = RESULTS / "speed-gains.json"
+
+
+# --- without ----------------------------------------------------------------------------------------------------------
+
+
+def replaced(original: Any, other: Any) -> None:
+    """Put another function in the place of one of s2s, wherever it was imported."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("s2s"):
+            for key, value in list(vars(module).items()):
+                if value is original:
+                    setattr(module, key, other)
+
+
+def _plain_likelihood(features: Tensor, weight: Tensor, bias: Tensor, words: Tensor) -> Tensor:
+    scores = nn.functional.linear(features, weight, bias).float().log_softmax(-1)
+    return scores.gather(1, words.unsqueeze(1))[:, 0]
+
+
+def _plain_share(matrix: Tensor) -> Tensor:
+    device = matrix.device.type
+    return matrix.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else matrix
+
+
+def _plain_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype).bernoulli_(1 - rate).div_(1 - rate)
+
+
+def _gates_by_steps(recurrence: Recurrence, x: Tensor) -> Tensor:
+    bottom = recurrence.layers[0]
+    assert isinstance(bottom, RecurrentLayer)
+    return torch.stack([nn.functional.linear(part, bottom.weight_input, bottom.bias) for part in x.unbind(1)], 1)
+
+
+def _unfused(kind: Any) -> Any:
+    return lambda *arguments, fused, **settings: kind(*arguments, foreach=False, **settings)
+
+
+class Without(NamedTuple):
+    """A step, and how it is taken out."""
+
+    what: str
+    settings: tuple[str, ...] = ()
+    take_out: Callable[[], None] = lambda: None
+
+
+STEPS = {
+    "bf16": Without("products in bf16", ("training.precision=float32",)),
+    "buckets": Without("sentences of like length together", ("batches.window=1000",)),
+    "rows": Without("a round number of rows", (), lambda: replaced(products.missing_rows, lambda count, like: 0)),
+    "gates": Without("gates of all words in one product", (), lambda: setattr(Recurrence, "gates", _gates_by_steps)),
+    "gradients": Without(
+        "gradients of shared matrices formed once", (), lambda: replaced(products.share, _plain_share)
+    ),
+    "loss": Without(
+        "the loss in parts, scores not kept", (), lambda: replaced(likelihood.log_likelihood, _plain_likelihood)
+    ),
+    "dropout": Without("masks drawn 16 bits at a time", (), lambda: replaced(layers.dropout_mask, _plain_mask)),
+    "optimizer": Without(
+        "a fused optimizer", (), lambda: setattr(torch.optim, "Adam", _unfused(torch.optim.Adam))
+    ),
+    "memory": Without("freed memory kept"),
+}  # fmt: skip
+ONLY_RECURRENT = {"gates", "gradients"}
+"""Steps that a Transformer has no use for."""
+
+
+def child(workload: str, without: str, updates: int) -> None:
+    """The training, in a process of its own."""
+    if without != "memory":
+        keep_freed_memory()
+    step = STEPS.get(without, Without(""))
+    step.take_out()
+    train(CONFIGS / f"{workload}.yaml", of_updates(updates, *step.settings), WORK / "run", overwrite=True)
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(workload: str, without: str, updates: int, threads: int) -> Row:
+    """Speed and memory of one training."""
+    command = [sys.executable, __file__, workload, "--updates", str(updates), "--child", without]
+    *_, peak = alone(command, threads)
+    records = [json.loads(line) for line in (WORK / "run" / "metrics.jsonl").open()]
+    first, last = records[WARMUP - 1], records[-1]
+    tokens = last["target_tokens"] - first["target_tokens"]
+    return {"tokens_per_second": tokens / (last["seconds"] - first["seconds"]), "peak_mib": peak}
+
+
+def table(kept: Row) -> str:
+    """What each step gains, by workload: the ratio of the speeds of neighbours, and the memory that it saves."""
+    lines = ["| step | " + " | ".join(f"{name} | MiB" for name in kept["rows"]) + " |"]
+    lines.append("|---|" + "--:|" * (2 * len(kept["rows"])))
+    for name, step in STEPS.items():
+        cells = []
+        for steps in kept["rows"].values():
+            pairs = steps.get(name)
+            if pairs is None:
+                cells += ["", ""]
+                continue
+            ratios = [with_it["tokens_per_second"] / without["tokens_per_second"] for with_it, without in pairs]
+            saved = statistics.median(without["peak_mib"] - with_it["peak_mib"] for with_it, without in pairs)
+            cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})", f"{-saved:+,.0f}"]
+        lines.append(f"| {step.what} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, keep, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", choices=sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--updates", type=int, default=40, help=f"of a training; the first {WARMUP} do not count")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        child(options.names[0], options.child, options.updates)
+        return
+    kept: Row = {"machine": machine(options.threads), "rows": {}}
+    for turn in range(options.rounds):
+        for workload in options.names:
+            for name in STEPS:
+                if workload == "t" and name in ONLY_RECURRENT:
+                    continue
+                of = partial(measure, workload, updates=options.updates, threads=options.threads)
+                pair = [of(without="nothing"), of(without=name)]
+                kept["rows"].setdefault(workload, {}).setdefault(name, []).append(pair)
+                speeds = " to ".join(f"{one['tokens_per_second']:,.0f}" for one in pair)
+                say(f"round {turn + 1}: {workload:4} {STEPS[name].what:42} {speeds}")
+                RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print(table(kept))
+
+
+if __name__ == "__main__":
+    main()
