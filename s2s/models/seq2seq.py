@@ -76,16 +76,23 @@ class Seq2Seq(nn.Module):
         return words, None if decoded.weights is None else decoded.weights[:, -1], state
 
 
-def initialise(model: nn.Module, uniform: float | None) -> None:
+def initialise(model: Seq2Seq, uniform: float | None) -> None:
     """Xavier-uniform matrices and zero biases for plain linear maps, or everything from U(-uniform, uniform).
+
+    An output matrix of its own is drawn as embeddings are, N(0, 1/D) with rows of length about one. Xavier's rows are
+    shorter the more words there are; at 8,000, what an update adds to all of them alike drowns what tells words apart,
+    and for hundreds of updates a recurrent decoder learned nothing but how frequent words are.
 
     Recurrent layers, embeddings and multi-head projections have set themselves already.
     """
     with torch.no_grad():
         tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        output = model.decoder.output
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                if id(module.weight) not in tied:
+                if module is output and id(module.weight) not in tied:
+                    nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
+                elif id(module.weight) not in tied:
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     module.bias.zero_()
@@ -109,7 +116,8 @@ class ModelSettings(Settings, Generic[E, D]):
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Dropout wherever a part has no rate of its own."""
     uniform_init: Annotated[float, Field(gt=0.0)] | None = None
-    """Draw every matrix from U(-x, x), as Luong 2015 does with 0.1; by default Xavier, recurrent parts orthogonal."""
+    """Draw every matrix from U(-x, x), as Luong 2015 does with 0.1; by default Xavier, embeddings and the output
+    matrix N(0, 1 / width), recurrent parts orthogonal."""
     encoder: E
     """What reads the source."""
     decoder: D

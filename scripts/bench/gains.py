@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from speed import CONFIGS, RESULTS, WARMUP, WORK, Row, alone, machine, of_updates
+from speed import CONFIGS, RESULTS, WARMUP, WORK, Row, alone, machine, of_updates, spread
 from torch import Tensor, nn
 
 from s2s import likelihood, products
@@ -132,7 +132,7 @@ def table(kept: Row) -> str:
                 continue
             ratios = [with_it["tokens_per_second"] / without["tokens_per_second"] for with_it, without in pairs]
             saved = statistics.median(without["peak_mib"] - with_it["peak_mib"] for with_it, without in pairs)
-            cells += [f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})", f"{-saved:+,.0f}"]
+            cells += [spread(ratios, ".2f"), f"{-saved:+,.0f}"]
         lines.append(f"| {step.what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

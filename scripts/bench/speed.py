@@ -317,8 +317,9 @@ def rate(row: Row) -> float:
 
 
 def spread(values: list[float], form: str = ",.0f") -> str:
-    """The median, with the lowest and highest."""
-    return f"{statistics.median(values):{form}} ({min(values):{form}}-{max(values):{form}})"
+    """The median, with the lowest and highest where there are several."""
+    extremes = f" ({min(values):{form}}-{max(values):{form}})" if len(values) > 1 else ""
+    return f"{statistics.median(values):{form}}{extremes}"
 
 
 def table(result: Path) -> str:

@@ -11,16 +11,17 @@ import torch
 from fixtures import memory_of, random, redrawn
 from formulas import Array, array, sigma, softmax
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from s2s.attention.coverage import REFUSED, Coverage
 from s2s.attention.global_ import Global
 from s2s.attention.location_aware import LocationAware
 from s2s.attention.records import Fertility, Neural, Sum
 from s2s.attention.scores import Additive
-from s2s.config import AnyAttention
+from s2s.config import AnyAttention, AnyDecoder, AnyEncoder
 from s2s.interfaces import Attended, Attention, Gold, Memory, Totals
-from s2s.models.seq2seq import initialise
+from s2s.models.rnn_decoder import RNNDecoder
+from s2s.models.seq2seq import ModelSettings
 from s2s.tree import Tree, leaves, take
 
 H, M = 5, 3
@@ -345,9 +346,13 @@ def test_under_bf16_what_adds_up_stays_float32(kind: str) -> None:
 def test_what_is_drawn_anew_leaves_coverage_as_it_begins() -> None:
     """`uniform_init` draws matrices; w stays zero, in whatever record."""
     for record in ("sum", "fertility", "neural"):
-        model = nn.ModuleList([coverage(redraw=False, record=record)])
-        initialise(model, 0.1)
-        assert not model[0].vector.any() and model[0].vector.dim() == 1  # type: ignore[union-attr, operator]
+        attention = {"kind": "coverage", "record": record, "inner": {"kind": "global", "score": "additive"}}
+        sides = {"encoder": {"kind": "rnn", "size": 8}, "decoder": {"kind": "rnn", "size": 8, "attention": attention}}
+        page = {"embedding": 8, "uniform_init": 0.1, **sides}
+        decoder = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(9, 9).decoder
+        assert isinstance(decoder, RNNDecoder)
+        vector = decoder.attention.vector
+        assert isinstance(vector, Tensor) and vector.dim() == 1 and not vector.any()
 
 
 # --- location-aware ---------------------------------------------------------------------------------------------------

@@ -91,5 +91,23 @@ def test_first_weights_of_a_model(uniform: float | None, tie: str) -> None:
         assert not isinstance(module, nn.Embedding) or not module.weight[PAD].any()
 
 
+@pytest.mark.parametrize("tie", ["none", "output"])
+@pytest.mark.parametrize("kind", ["rnn", "transformer"])
+def test_rows_of_the_output_matrix_begin_with_length_one_however_many_words(tie: str, kind: str) -> None:
+    """Tied or not."""
+    side = {"kind": kind, "size": 64, **({} if kind == "rnn" else {"layers": 1, "heads": 2, "feedforward": 64})}
+    page = {
+        "embedding": 64,
+        "tie": tie,
+        "encoder": side,
+        "decoder": side | ({"attention": {"kind": "global"}} if kind == "rnn" else {}),
+    }
+    for words in (50, 5000):
+        torch.manual_seed(0)
+        model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(words, words)
+        length = model.decoder.output.weight[PAD + 1 :].norm(dim=1).mean()
+        assert float(length.detach()) == pytest.approx(1, abs=0.05)
+
+
 def test_lengths_become_a_mask() -> None:
     assert lengths_to_mask(torch.tensor([2, 0, 3]), 3).tolist() == [[True, True, False], [False] * 3, [True] * 3]

@@ -113,7 +113,7 @@ def test_a_table_of_cost_has_the_median_of_each_cell(monkeypatch: pytest.MonkeyP
         rows[f"lines={count}"] = {"beam 5": [{"seconds": seconds, "sentences": count, "peak_mib": 512}]}
     lines = list(cost.tables({"rows": rows}))
     assert "| 40 | 80 (40-360) | 80 (40-360) | 460 |" in lines
-    assert "| 10,000 | 80.0 (80.0-80.0) | 125 (125-125) | 512 |" in lines
+    assert "| 10,000 | 80.0 | 125 | 512 |" in lines
 
 
 def test_a_gain_is_the_ratio_of_neighbours_and_memory_the_difference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ def test_a_gain_is_the_ratio_of_neighbours_and_memory_the_difference(monkeypatch
     head, _, *lines = gains.table({"rows": rows}).splitlines()
     assert head == "| step | r1 | MiB | t | MiB |" and len(lines) == len(gains.STEPS)
     assert lines[0] == "| products in bf16 | 3.00 (2.00-4.50) | -100 |  |  |"
-    assert "| a round number of rows |  |  | 0.80 (0.80-0.80) | -100 |" in lines
+    assert "| a round number of rows |  |  | 0.80 | -100 |" in lines
 
 
 def test_the_share_of_the_peak_is_of_the_same_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
