@@ -7,7 +7,7 @@ Minimum risk goes on from a trained run of luong-general for the 300 updates of 
 stands the same with the likelihood alone. What it asks for is measured on the development split: the cost (1 - chrF2 /
 100) of 8 draws for every sentence, mean over all draws.
 
-Distillation: a student of a quarter of the widths learns from the right words alone, from the teacher's distributions
+Distillation: a student of half the widths learns from the right words alone, from the teacher's distributions
 beside them (half and half), or from what the teacher translates of the training text by beam 5. What the second asks
 for is the cross entropy of its distributions under the teacher's, after the right words, per token; what the third asks
 for is the likelihood of the teacher's translations, per sentence, for the vocabularies differ. Both on the development
@@ -47,8 +47,8 @@ RUNS = ROOT / "runs" / "objectives"
 RESULT = ROOT / "docs" / "results" / "objectives.json"
 PAGE = ROOT / "docs" / "objectives.md"
 DRAWS = 8
-SMALL = ["model.embedding=16", "model.encoder.size=32", "model.decoder.size=32"]
-"""A quarter of what configs/toy/base.yaml has."""
+SMALL = ["model.embedding=32", "model.encoder.size=64", "model.decoder.size=64"]
+"""Half of what configs/toy/base.yaml has."""
 CPU = torch.device("cpu")
 
 
