@@ -157,8 +157,9 @@ def of_translations(run: Trained, translations: Sequence[str]) -> float:
 
 def translations(run: Trained, split: str) -> list[str]:
     """By the run's own settings of search."""
-    with Meter("translating", len(lines(split, "en"))) as meter:
-        return translate_lines(run, lines(split, "en"), meter)
+    asked = lines(split, "en")
+    with Meter("translating", len(asked)) as meter:
+        return translate_lines(run, asked, meter)
 
 
 def measure(seed: int, threads: int) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def initialise(model: Seq2Seq, uniform: float | None) -> None:
 
     An output matrix of its own is drawn as embeddings are, N(0, 1/D) with rows of length about one. Xavier's rows are
     shorter the more words there are; at 8,000, what an update adds to all of them alike drowns what tells words apart,
-    and for hundreds of updates a recurrent decoder learned nothing but how frequent words are.
+    and a recurrent decoder first learns for a long time how frequent words are.
 
     Recurrent layers, embeddings and multi-head projections have set themselves already.
     """

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cost
 import gains
@@ -22,34 +23,19 @@ from shared import with_table
 PAGES = (speed.DOCS / "speed.md", speed.DOCS / "scale.md")
 
 
-def cost_tables(result: Path) -> str:
-    """What cost.py prints."""
-    return "\n".join(cost.tables(json.loads(result.read_text(encoding="utf-8"))))
-
-
-def profile_tables(result: Path) -> str:
-    """What hotspots.py prints, of every profile."""
-    return hotspots.table(json.loads(result.read_text(encoding="utf-8")))
-
-
-def gains_table(result: Path) -> str:
-    """What gains.py prints."""
-    return gains.table(json.loads(result.read_text(encoding="utf-8")))
-
-
-def scale_table(result: Path) -> str:
-    """What scale.py prints of a part."""
-    return scale.PARTS[result.stem][1](json.loads(result.read_text(encoding="utf-8")))
+def read(table: Callable[[Any], str]) -> Callable[[Path], str]:
+    """A table of what a result file holds, as one of the file."""
+    return lambda result: table(json.loads(result.read_text(encoding="utf-8")))
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "speed-training": speed.table,
     "speed-mechanisms": speed.table,
     "speed-translation": speed.table,
-    "speed-cost": cost_tables,
-    "speed-profile": profile_tables,
-    "speed-gains": gains_table,
-    **{f"scale/{part}": scale_table for part in scale.PARTS},
+    "speed-cost": read(lambda kept: "\n".join(cost.tables(kept))),
+    "speed-profile": read(hotspots.table),
+    "speed-gains": read(gains.table),
+    **{f"scale/{part}": read(found[1]) for part, found in scale.PARTS.items()},
 }
 """What turns a result file into its table."""
 

@@ -104,6 +104,11 @@ def train_ours(config: Path, precision: str, updates: int, threads: int) -> Row:
     settings = of_updates(updates, f"training.precision={precision}")
     command = s2s("train", "--config", str(config), "--run-dir", str(run), "--resume", "none", "--overwrite", *settings)
     *_, peak = alone(command, threads)
+    return after_warmup(run) | {"peak_mib": peak}
+
+
+def after_warmup(run: Path) -> Row:
+    """What a run's metrics say of the speed of its updates, the first ones left out."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     first, last = records[WARMUP - 1], records[-1]
     tokens, count = last["target_tokens"] - first["target_tokens"], last["step"] - first["step"]
@@ -111,7 +116,6 @@ def train_ours(config: Path, precision: str, updates: int, threads: int) -> Row:
         "tokens_per_second": tokens / (last["seconds"] - first["seconds"]),
         "tokens_per_update": tokens / count,
         "updates": count,
-        "peak_mib": peak,
     }
 
 

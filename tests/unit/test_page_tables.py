@@ -9,6 +9,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from s2s.training import objective
 
 ROOT = Path(__file__).parents[2]
 
@@ -145,3 +148,19 @@ def test_the_share_of_the_peak_is_of_the_same_type(monkeypatch: pytest.MonkeyPat
     path.write_text(json.dumps(kept))
     lines = speed.table(path).splitlines()
     assert [line.split("|")[-2].strip() for line in lines[2:5]] == ["54 %", "11 %", "18 %"]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_what_stands_in_for_the_loss_computes_the_same(monkeypatch: pytest.MonkeyPatch, smoothing: float) -> None:
+    """And stands where training calls it."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    gains = importlib.import_module("gains")
+    generator = torch.Generator().manual_seed(1)
+    features, weight, bias = (torch.randn(shape, generator=generator) for shape in ((7, 5), (11, 5), (11,)))
+    words = torch.randint(0, 11, (7,), generator=generator)
+    expected = objective.smoothed_loss(features, weight, bias, words, smoothing)
+    monkeypatch.setattr(objective, "smoothed_loss", objective.smoothed_loss)  # put back after the test
+    gains.STEPS["loss"].take_out()
+    found = objective.smoothed_loss(features, weight, bias, words, smoothing)
+    assert objective.smoothed_loss is gains._plain_loss
+    torch.testing.assert_close(found, expected)
