@@ -178,7 +178,9 @@ def evaluate(
     language_pair: Annotated[str | None, typer.Option(metavar="xx-yy", help="For --testset; picks tokenisers.")] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(metavar="[bleu|chrf|ter|exact|tok-lc]", help="What to compute; default: bleu, chrf and ter."),
+        typer.Option(
+            metavar="[bleu|chrf|ter|exact|tok-lc|tokenised]", help="What to compute; default: bleu, chrf and ter."
+        ),
     ] = None,
     tok_lc: Annotated[
         Path | None, typer.Option(help="A tokenised lower-cased reference: score in that form too, as published.")

@@ -74,6 +74,7 @@ NUMBERS: dict[str, Column] = {
     "chrf": Column("chrF", partial(_score, "chrf"), ".1f"),
     "ter": Column("TER", partial(_score, "ter"), ".1f"),
     "tok-lc": Column("tok-lc BLEU", partial(_score, "tok-lc"), ".1f"),
+    "tokenised": Column("tokenised BLEU", partial(_score, "tokenised"), ".1f"),
     "exact": Column("exact match", partial(_number, "exact", scale=100), ".1f"),
     "aer-0": Column("AER shift 0", partial(_aer, "0"), ".3f"),
     "aer-1": Column("AER shift 1", partial(_aer, "1"), ".3f"),

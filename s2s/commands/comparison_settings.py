@@ -32,8 +32,8 @@ from s2s.settings import Settings
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 ColumnName = Literal[
-    "bleu", "chrf", "ter", "tok-lc", "exact", "difference", "p", "better", "aer-0", "aer-1", "entropy", "first", "last",
-    "back", "tokens", "sentences", "memory", "parameters", "updates", "minutes",
+    "bleu", "chrf", "ter", "tok-lc", "tokenised", "exact", "difference", "p", "better", "aer-0", "aer-1", "entropy",
+    "first", "last", "back", "tokens", "sentences", "memory", "parameters", "updates", "minutes",
 ]  # fmt: skip
 """The columns that a table can have; docs/compare.md says what each is."""
 COLUMNS: tuple[ColumnName, ...] = (
@@ -100,7 +100,7 @@ class ComparisonSettings(Settings):
             raise ValueError(f"axes.{empty}: has no choices")
         if list(self.length_bands) != sorted(set(self.length_bands)) or self.length_bands[0] < 1:
             raise ValueError("length_bands: must rise from 1 or more")
-        needed = {"bleu", "chrf", "ter", "tok-lc"} & set(self.columns) - set(self.metrics)
+        needed = {"bleu", "chrf", "ter", "tok-lc", "tokenised"} & set(self.columns) - set(self.metrics)
         if needed:
             raise ValueError(f"columns: {sorted(needed)[0]} is not among the metrics")
         return self

@@ -1,7 +1,8 @@
-"""Scores of translations, each with the signature that makes it comparable: BLEU, chrF, TER, exact match, tok-lc BLEU.
+"""Scores of translations, each with the signature that makes it comparable.
 
 sacreBLEU computes them, so a score here is the score its command line gives for the same lines. ``tok-lc`` is the
-score that papers on Multi30k print: BLEU on lower-cased, punctuation-normalised, Moses-tokenised text.
+score that papers on Multi30k print: BLEU on lower-cased, punctuation-normalised, Moses-tokenised text. ``tokenised``
+is BLEU of the words as they stand, for texts that were trained on in that form.
 
 Every one is a function of sums over sentences (`Measured`). That is what resampling and bands need: they sum again,
 over other sentences, and look at no text twice.
@@ -20,7 +21,7 @@ from s2s.errors import DataError, UsageError
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
 
-MetricName = Literal["bleu", "chrf", "ter", "exact", "tok-lc"]
+MetricName = Literal["bleu", "chrf", "ter", "exact", "tok-lc", "tokenised"]
 METRICS: tuple[str, ...] = get_args(MetricName)
 
 
@@ -172,9 +173,9 @@ def _metric(name: str, references: Sequence[Sequence[str]], target: str = "") ->
         return CHRF(references=references)
     if name == "ter":
         return TER(references=references)
-    if name == "tok-lc":
+    if name in ("tok-lc", "tokenised"):
         # force: the references are tokenised on purpose, so sacreBLEU need not warn about it.
-        return BLEU(lowercase=True, tokenize="none", force=True, references=references)
+        return BLEU(lowercase=name == "tok-lc", tokenize="none", force=True, references=references)
     try:
         return BLEU(trg_lang=target, references=references)
     except RuntimeError as error:  # the tokeniser of Japanese or Korean is not installed

@@ -100,7 +100,7 @@ def test_line_counts_must_agree(metric: object) -> None:
 
 
 def test_an_unknown_metric_is_named() -> None:
-    with pytest.raises(UsageError, match=r"blue; the metrics are bleu, chrf, ter, exact, tok-lc"):
+    with pytest.raises(UsageError, match=r"blue; the metrics are bleu, chrf, ter, exact, tok-lc, tokenised"):
         score_all(["a"], ["a"], ("bleu", "blue"))
 
 
@@ -114,6 +114,7 @@ def test_several_references() -> None:
         "ter": [sacrebleu.corpus_ter(lines, [first, second]).score for lines in systems],
         "exact": [pytest.approx(200 / 3), pytest.approx(100 / 3)],
         "tok-lc": [sacrebleu.corpus_bleu(lines, [first, second], tokenize="none").score for lines in systems],
+        "tokenised": [sacrebleu.corpus_bleu(lines, [first, second], tokenize="none").score for lines in systems],
     }
     for name, values in expected.items():
         measure = judge(name, [first, second])
@@ -121,6 +122,14 @@ def test_several_references() -> None:
         assert "|nrefs:2|" in measure(systems[0]).signature
     with pytest.raises(DataError, match="3 hypothesis lines but 2 reference lines"):
         judge("bleu", [first, second[:2]])
+
+
+def test_tokenised_text_is_taken_as_it_stands() -> None:
+    """Nothing is cut off a word and no letter is lowered: of four words here three are right, in one run of three."""
+    measured = judge("tokenised", [["The dog&apos;s gone home."]])(["the dog&apos;s gone home."])
+    precisions = [3 / 4, 2 / 3, 1 / 2, 1 / 2]  # of four-grams none of one is right: counted as 1/2, smoothed
+    assert measured.score.value == pytest.approx(100 * math.prod(precisions) ** 0.25)
+    assert measured.signature == "BLEU|nrefs:1|case:mixed|eff:no|tok:none|smooth:exp|version:" + sacrebleu.__version__
 
 
 def test_tok_lc_of_raw_references() -> None:
