@@ -238,6 +238,8 @@ class Decoder(nn.Module, ABC):
 
     output: nn.Linear
     """The matrix (V, D), perhaps shared with an embedding, and its bias."""
+    least_deviation = 0.0
+    """How widely the first values of the output matrix are strewn at least, where N(0, 1/D) is narrower."""
     recomputes = False
     """See `Encoder.recomputes`."""
 

@@ -79,23 +79,26 @@ class Seq2Seq(nn.Module):
 def initialise(model: Seq2Seq, uniform: float | None) -> None:
     """Xavier-uniform matrices and zero biases for plain linear maps, or everything from U(-uniform, uniform).
 
-    An output matrix of its own is drawn as embeddings are, N(0, 1/D) with rows of length about one. Xavier's rows are
-    shorter the more words there are; at 8,000, what an update adds to all of them alike drowns what tells words apart,
-    and a recurrent decoder first learns for a long time how frequent words are.
+    An output matrix, tied or not, is drawn as embeddings are, N(0, 1/D), or more widely if the decoder asks for it
+    (`Decoder.least_deviation`). Xavier's rows are shorter the more words there are.
 
     Recurrent layers, embeddings and multi-head projections have set themselves already.
     """
     with torch.no_grad():
         tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         output = model.decoder.output
+        usual = output.in_features**-0.5
+        deviation = max(usual, model.decoder.least_deviation)
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 if module is output and id(module.weight) not in tied:
-                    nn.init.normal_(module.weight, 0.0, module.in_features**-0.5)
+                    nn.init.normal_(module.weight, 0.0, deviation)
                 elif id(module.weight) not in tied:
                     nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     module.bias.zero_()
+        if id(output.weight) in tied:
+            output.weight.mul_(deviation / usual)
         if uniform is not None:
             for parameter in model.parameters():
                 if parameter.dim() > 1:
@@ -117,7 +120,7 @@ class ModelSettings(Settings, Generic[E, D]):
     """Dropout wherever a part has no rate of its own."""
     uniform_init: Annotated[float, Field(gt=0.0)] | None = None
     """Draw every matrix from U(-x, x), as Luong 2015 does with 0.1; by default Xavier, embeddings and the output
-    matrix N(0, 1 / width), recurrent parts orthogonal."""
+    matrix N(0, 1 / width), but N(0, 1 / 64) at least before a recurrent decoder, recurrent parts orthogonal."""
     encoder: E
     """What reads the source."""
     decoder: D

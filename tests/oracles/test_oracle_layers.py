@@ -91,22 +91,29 @@ def test_first_weights_of_a_model(uniform: float | None, tie: str) -> None:
         assert not isinstance(module, nn.Embedding) or not module.weight[PAD].any()
 
 
-@pytest.mark.parametrize("tie", ["none", "output"])
-@pytest.mark.parametrize("kind", ["rnn", "transformer"])
-def test_rows_of_the_output_matrix_begin_with_length_one_however_many_words(tie: str, kind: str) -> None:
-    """Tied or not."""
-    side = {"kind": kind, "size": 64, **({} if kind == "rnn" else {"layers": 1, "heads": 2, "feedforward": 64})}
+@pytest.mark.parametrize("tie", ["none", "output", "all"])
+@pytest.mark.parametrize(
+    ("kind", "width", "deviation"), [("rnn", 32, 32**-0.5), ("rnn", 256, 1 / 8), ("transformer", 256, 1 / 16)]
+)
+def test_the_output_matrix_begins_alike_however_many_words(tie: str, kind: str, width: int, deviation: float) -> None:
+    """Tied or not, so with the embeddings that it is tied to; others have rows of length one."""
+    side = {"kind": kind, "size": width, **({} if kind == "rnn" else {"layers": 1, "heads": 2, "feedforward": 8})}
     page = {
-        "embedding": 64,
+        "embedding": width,
         "tie": tie,
         "encoder": side,
         "decoder": side | ({"attention": {"kind": "global"}} if kind == "rnn" else {}),
     }
-    for words in (50, 5000):
+    for words in (200, 3000):
         torch.manual_seed(0)
         model = ModelSettings[AnyEncoder, AnyDecoder].model_validate(page).build(words, words)
-        length = model.decoder.output.weight[PAD + 1 :].norm(dim=1).mean()
-        assert float(length.detach()) == pytest.approx(1, abs=0.05)
+        output = model.decoder.output.weight
+        embeddings = {id(part.weight): part.weight for part in model.modules() if isinstance(part, nn.Embedding)}
+        assert len({*embeddings, id(output)}) == {"none": 3, "output": 2, "all": 1}[tie]
+        for matrix in (output, *embeddings.values()):
+            expected = deviation if matrix is output else width**-0.5
+            assert float(matrix[PAD + 1 :].detach().std()) == pytest.approx(expected, rel=0.03)
+        assert (id(output) in embeddings) == (not output[PAD].any())
 
 
 def test_lengths_become_a_mask() -> None:
