@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from s2s.likelihood import log_likelihood
 from s2s.tree import Tree
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
@@ -273,6 +274,11 @@ class Decoder(nn.Module, ABC):
         """Scores (n, V) at the positions ``where``; log-probabilities, perhaps summing below one, under a mixture."""
         result: Tensor = self.output(self.features(decoded, memory, where))
         return result
+
+    def likelihood(self, decoded: Decoded, memory: Memory, target: Tensor) -> Tensor:
+        """log p of the words of ``target`` (B, T) that are not PAD, in nats: (n,). Never holds (n, V)."""
+        real = target != PAD
+        return log_likelihood(self.features(decoded, memory, real), self.output.weight, self.output.bias, target[real])
 
     def penalties(self, decoded: Decoded, memory: Memory, target: Tensor) -> dict[str, Tensor]:
         """Terms of the loss that belong to parts of this decoder, by name, each (B, T) or (B,)."""

@@ -125,6 +125,24 @@ class RNNDecoder(Decoder):
         assert total is not None
         return total
 
+    def likelihood(self, decoded: Decoded, memory: Memory, target: Tensor) -> Tensor:
+        if decoded.mixture is None:
+            return super().likelihood(decoded, memory, target)
+        where = target != PAD
+        unread: Unread = map_tree(lambda part: part[where], decoded.unread)
+        mixture: Mixture = map_tree(lambda part: part[where], decoded.mixture)
+        weighed = mixture.log_weights > -torch.inf  # (n, N); nothing is asked about padding
+        row, place = weighed.nonzero().unbind(1)
+        if mixture.positions is not None:
+            place = mixture.positions[weighed]
+        sentence = where.nonzero()[:, 0][row] // (len(where) // len(memory.values))
+        each: Unread = map_tree(lambda part: part[row], unread)
+        features = self._narrowed(self.wiring.readout(each, memory.values[sentence, place]))
+        found = log_likelihood(features, self.output.weight, self.output.bias, target[where][row])
+        # A context of weight zero stays finite, or two of them would give a gradient that is not a number.
+        terms = mixture.log_weights.to(found.dtype).clamp(min=-1e30)
+        return (terms + torch.zeros_like(terms).masked_scatter(weighed, found)).logsumexp(1)
+
     def _log_probabilities(self, unread: Unread, context: Tensor) -> Tensor:
         """(n, V) in float32 or wider, had the readout been given ``context`` (n, M)."""
         logits: Tensor = self.output(self._narrowed(self.wiring.readout(unread, context)))
@@ -185,10 +203,7 @@ class _Gold:
     def __call__(self, context: Tensor | None = None) -> Tensor:
         if context is not None:
             return self.words.under(self.decoded.unread, context)
-        if self.decoded.mixture is None:
-            return self.words.read_from(self.decoder.features(self.decoded, self.memory, self.real))
-        mixed = self.decoder.logits(self.decoded, self.memory, self.real)  # log-probabilities
-        return self.words.placed(mixed.gather(1, self.words.ids.unsqueeze(1))[:, 0])
+        return self.words.placed(self.decoder.likelihood(self.decoded, self.memory, self.target))
 
     def hindsight(self) -> Tensor:
         decoder = self.decoder

@@ -479,6 +479,9 @@ class TrainingStep(nn.Module):
         if decoded.mixture is None:
             features = decoder.features(decoded, memory, real)
             loss, nll = smoothed_loss(features, decoder.output.weight, decoder.output.bias, gold[real], self.smoothing)
+        elif self.smoothing == 0:
+            nll = -decoder.likelihood(decoded, memory, gold).sum()
+            loss = nll
         else:
             words_log = decoder.logits(decoded, memory, real)
             nll = -words_log.gather(1, gold[real].unsqueeze(1)).sum()

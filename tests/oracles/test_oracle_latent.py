@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from s2s.attention.latent import Latent, LatentSettings
-from s2s.interfaces import BOS, EOS, UNK, Attended, Memory
+from s2s.interfaces import BOS, EOS, PAD, UNK, Attended, Memory
 from s2s.models.seq2seq import Seq2Seq
 from s2s.search.beam import SearchSettings, beam_search
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -205,6 +205,29 @@ MARGINALS: dict[str, dict[str, Any]] = {
     "renormalised": {"kind": "latent", "k": 2, "renormalise": True},
     "hard": {"kind": "hard", "estimator": "reinforce", "evaluate": "marginal"},
 }
+
+
+@each_wiring
+@pytest.mark.parametrize("kind", MARGINALS)
+def test_the_likelihood_of_given_words_has_the_gradient_of_that_of_all(kind: str, wiring: str) -> None:
+    """One way forms the scores of all words and autograd goes back through them, the other keeps none."""
+    model = build(MARGINALS[kind], **WIRINGS[wiring])
+    parameters = list(model.parameters())
+    gold, found, gradients = TARGET[:, 1:], [], []
+    for alone in (True, False):
+        decoded, memory = model(SOURCE, LENGTHS, TARGET[:, :-1])
+        if alone:
+            words = model.decoder.likelihood(decoded, memory, gold)
+        else:
+            real = gold != PAD
+            words = model.decoder.logits(decoded, memory, real).gather(1, gold[real].unsqueeze(1))[:, 0]
+        found.append(words)
+        weights = torch.arange(1.0, 1 + len(words), dtype=words.dtype)  # unlike one another
+        gradients.append(torch.autograd.grad(words @ weights, parameters, allow_unused=True, materialize_grads=True))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+    assert sum(bool(part.any()) for part in gradients[0]) > len(parameters) / 2
 
 
 @torch.no_grad()
