@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
 
 FAULTS = """
 import resource, sys
@@ -21,6 +23,37 @@ def touched(times):
 touched(2)
 print(touched(10))
 """
+
+
+KERNELS = """
+import sys, torch
+from s2s.machine import keep_few_kernels
+if sys.argv[1] == "keep":
+    keep_few_kernels()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+matrix = torch.zeros(256, 256, dtype=torch.bfloat16)
+for rows in range(1, 601):
+    torch.zeros(rows, 256, dtype=torch.bfloat16) @ matrix
+    if rows == 100:
+        before = resident()
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="no bf16 here",
+)
+def test_kernels_of_shapes_that_do_not_return_are_not_kept() -> None:
+    """Memory grows with every new number of rows, or it does not."""
+    usual = {name: value for name, value in os.environ.items() if not name.endswith("CACHE_CAPACITY")}
+    grown, kept = (
+        int(subprocess.run([sys.executable, "-c", KERNELS, how], capture_output=True, env=usual, check=True).stdout)
+        for how in ("leave", "keep")
+    )
+    assert grown > 20 << 20
+    assert kept < grown / 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
