@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import cost
+import curve
 import gains
 import hotspots
 import scale
@@ -35,6 +36,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed-cost": read(lambda kept: "\n".join(cost.tables(kept))),
     "speed-profile": read(hotspots.table),
     "speed-gains": read(gains.table),
+    "speed-curve": read(curve.table),
     **{f"scale/{part}": read(found[1]) for part, found in scale.PARTS.items()},
 }
 """What turns a result file into its table."""

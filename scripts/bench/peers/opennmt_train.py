@@ -1,4 +1,4 @@
-"""Trains OpenNMT-py on a workload and prints its speed: opennmt_train.py WORKLOAD FOLDER UPDATES WARMUP
+"""Trains OpenNMT-py on a workload and prints its speed: opennmt_train.py WORKLOAD FOLDER UPDATES WARMUP [SAVE_EVERY]
 
 Runs in the Python of an environment that has OpenNMT-py 3.5. FOLDER has the pieces that speed.py wrote.
 """
@@ -32,7 +32,7 @@ MODELS = {
 MODELS["t-plain"] = MODELS["t"] | {"self_attn_type": "scaled-dot"}  # slower, but CTranslate2 converts only this
 
 
-def settings(name: str, folder: Path, updates: int) -> dict[str, object]:
+def settings(name: str, folder: Path, updates: int, save_every: int) -> dict[str, object]:
     """OpenNMT-py's configuration. 2400 padded tokens a batch give about 2050 real ones on Multi30k."""
     train = {"path_src": f"{folder}/train.source", "path_tgt": f"{folder}/train.target"}
     valid = {"path_src": f"{folder}/valid.source", "path_tgt": f"{folder}/valid.target"}
@@ -41,17 +41,18 @@ def settings(name: str, folder: Path, updates: int) -> dict[str, object]:
         "src_vocab_size": 8000, "tgt_vocab_size": 8000, "save_model": f"{folder}/opennmt-{name}", "overwrite": True,
         "seed": 1, "bucket_size": 29000, "num_workers": 0, "batch_type": "tokens", "batch_size": 2400,
         "valid_batch_size": 2048, "normalization": "tokens", "accum_count": [1], "optim": "adam", "max_grad_norm": 1.0,
-        "report_every": 50, "valid_steps": 10_000_000, "save_checkpoint_steps": updates, "train_steps": updates,
+        "report_every": 50, "valid_steps": 10_000_000, "save_checkpoint_steps": save_every, "train_steps": updates,
     } | MODELS[name]  # fmt: skip
 
 
 def main() -> None:
     """Write the configuration, watch the trainer's own step, and train."""
     name, folder, updates, warmup = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    save_every = int(sys.argv[5]) if len(sys.argv) > 5 else updates
     words = (folder / "vocabulary").read_text(encoding="utf-8").splitlines()
     (folder / "opennmt.vocabulary").write_text("".join(f"{word}\t1\n" for word in words), encoding="utf-8")
     config = folder / f"opennmt-{name}.yaml"
-    config.write_text(yaml.safe_dump(settings(name, folder, updates)), encoding="utf-8")
+    config.write_text(yaml.safe_dump(settings(name, folder, updates, save_every)), encoding="utf-8")
     from onmt.trainer import Trainer
 
     recorder, step, validate = Recorder(warmup), Trainer._gradient_accumulation, Trainer.validate

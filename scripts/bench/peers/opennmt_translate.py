@@ -1,4 +1,7 @@
-"""Times OpenNMT-py on the test pieces, 64 sentences a batch: opennmt_translate.py MODEL FOLDER BEAM OUTPUT"""
+"""Times OpenNMT-py on the test pieces, 64 sentences a batch: opennmt_translate.py MODEL FOLDER BEAM OUTPUT [PART]
+
+PART is of the corpus: test, if none is given.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from recorder import timed
 
 def main() -> None:
     """Translate with the peer's own command, its inference watched."""
-    model, folder, beam, output = sys.argv[1:5]
+    model, folder, beam, output, part = [*sys.argv[1:], "test"][:5]
     os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # or it cannot read the checkpoint that it has just written
     from onmt import inference_engine
     from onmt.bin.translate import main as translate
@@ -20,7 +23,7 @@ def main() -> None:
     engine = inference_engine.InferenceEngine
     engine.infer_file = timed(engine.infer_file)
     sys.argv = [
-        "onmt_translate", "-model", model, "-src", f"{folder}/test.source", "-output", output, "-beam_size", beam,
+        "onmt_translate", "-model", model, "-src", f"{folder}/{part}.source", "-output", output, "-beam_size", beam,
         "-batch_size", "64", "-max_length", "60", "-length_penalty", "avg", "-gpu", "-1",
     ]  # fmt: skip
     translate()
