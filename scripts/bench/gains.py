@@ -72,6 +72,9 @@ def _unfused(kind: Any) -> Any:
     return lambda *arguments, fused, **settings: kind(*arguments, foreach=False, **settings)
 
 
+_ALL_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "1024", "LRU_CACHE_CAPACITY": "1024"}
+
+
 class Without(NamedTuple):
     """A step, and how it is taken out."""
 
@@ -96,6 +99,7 @@ STEPS = {
         "a fused optimizer", (), lambda: setattr(torch.optim, "Adam", _unfused(torch.optim.Adam))
     ),
     "memory": Without("freed memory kept"),
+    "kernels": Without("64 compiled kernels kept, not 1,024 twice", (), lambda: os.environ.update(_ALL_KERNELS)),
 }  # fmt: skip
 ONLY_RECURRENT = {"gates", "gradients"}
 """Steps that a Transformer has no use for."""
