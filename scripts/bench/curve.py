@@ -3,8 +3,8 @@
     python scripts/bench/curve.py --peer PYTHON [--minutes 10] [KEY=VALUE ...]
 
 Ours is configs/multi30k/quick.yaml, with settings over it where there are any; theirs is R1, with the settings that
-speed.py times. One after the other, alone on the machine. Minutes are of training: validation and saving are left out of
-both. Ours is measured by the run itself, theirs by translating the validation set with every checkpoint (beam 5) and
+speed.py times. One after the other, alone on the machine. Minutes are of training: validation and saving are left out
+of both. Ours is measured by the run itself, theirs by translating the validation set with every checkpoint (beam 5) and
 scoring it in the same way. Results: docs/results/speed-curve.json, docs/pictures/speed-curve.svg.
 """
 
