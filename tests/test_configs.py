@@ -74,6 +74,19 @@ def test_a_name_means_one_mechanism_on_every_corpus(name: str) -> None:
     assert others and all(other == first for other in others)
 
 
+PEERS = {"encoder": 512, "decoder": 512, "embedding": 256}
+"""Widths that scripts/bench/peers give other toolkits for the recurrent workloads."""
+
+
+@pytest.mark.parametrize("name", ["r1", "r1n", "r2", "cgru"])
+def test_a_workload_has_the_sizes_that_peers_are_timed_at(name: str) -> None:
+    config = configuration.load(ROOT / "configs" / "bench" / f"{name}.yaml")
+    model = config.model
+    found = {"encoder": model.encoder.size, "decoder": model.decoder.size, "embedding": model.embedding}  # type: ignore[union-attr]
+    assert found == PEERS and config.tokenizer.vocabulary == 8000 and config.batches.tokens == 2048
+    assert (model.tie, model.dropout) == ("none", 0.2)
+
+
 STEPS = [  # the published sizes take seconds each
     pytest.param(
         path,
