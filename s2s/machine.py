@@ -30,8 +30,9 @@ def keep_few_kernels() -> None:
 
     Products of bf16 are compiled for every shape, attention's for those of every batch, most of which never return:
     configs/multi30k/quick.yaml, in one thread, had 1,660 MB after 200 updates and still grew; with 64 it stays below
-    830, and is 8 % faster. With fewer, those that do return are compiled again. It looks at the environment when it
-    compiles for the first time; what a user set there stays. Search, whose shapes return, keeps the usual number.
+    830, and is 8 % faster; the first 40 updates of configs/bench/r1.yaml in two threads are some 5 % slower. With fewer
+    still, those that do return are compiled again. oneDNN looks at the environment when it compiles for the first
+    time; what a user set there stays. Search, whose shapes return, keeps the usual number.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "64")
