@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
 
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h of glibc
 
 
@@ -23,6 +25,17 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
     mallopt(_M_TRIM_THRESHOLD, 512 << 20)
     mallopt(_M_TOP_PAD, 16 << 20)
+
+
+def use_huge_pages() -> None:
+    """Let torch ask for pages of 2 MiB for tensors of that size and more.
+
+    The first touch of a page of 4 KiB costs microseconds on a virtual machine: the scores of one batch, 33 MB, came
+    with 8,000 of them and took 55 ms instead of 6. torch looks at the environment when it first makes a tensor; what a
+    user set there stays. Where the system has no such pages torch would warn, and is not asked.
+    """
+    if _HUGE_PAGES.exists():
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_few_kernels() -> None:

@@ -1,6 +1,7 @@
 """What each of our steps towards speed gains: a training with all of them beside one without that step.
 
     python scripts/bench/gains.py r1 t [--rounds 2] [--updates 40]
+    python scripts/bench/gains.py r1 t --step pages                    one of them; what is known of the others stays
 
 Every figure is of a fresh process, alone on the machine, as in speed.py; with and without follow each other, so that a
 drift of the machine meets both. A step is taken out in the process that trains, by the plain PyTorch that anyone would
@@ -10,6 +11,7 @@ write first, so that what is compared is the step and nothing else. Results: doc
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from s2s import products
 from s2s.commands.train import train
-from s2s.machine import keep_freed_memory
+from s2s.machine import keep_freed_memory, use_huge_pages
 from s2s.models import layers
 from s2s.models.recurrence import Recurrence, RecurrentLayer
 from s2s.progress import say
@@ -99,6 +101,7 @@ STEPS = {
         "a fused optimizer", (), lambda: setattr(torch.optim, "Adam", _unfused(torch.optim.Adam))
     ),
     "memory": Without("freed memory kept"),
+    "pages": Without("huge pages"),
     "kernels": Without("64 compiled kernels kept, not 1,024 twice", (), lambda: os.environ.update(_ALL_KERNELS)),
 }  # fmt: skip
 ONLY_RECURRENT = {"gates", "gradients"}
@@ -109,6 +112,8 @@ def child(workload: str, without: str, updates: int) -> None:
     """The training, in a process of its own."""
     if without != "memory":
         keep_freed_memory()
+    if without != "pages":
+        use_huge_pages()
     step = STEPS.get(without, Without(""))
     step.take_out()
     train(CONFIGS / f"{workload}.yaml", of_updates(updates, *step.settings), WORK / "run", overwrite=True)
@@ -149,15 +154,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--updates", type=int, default=40, help=f"of a training; the first {WARMUP} do not count")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--step", action="append", choices=tuple(STEPS), help="only this one; may be repeated")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
         child(options.names[0], options.child, options.updates)
         return
     kept: Row = {"machine": machine(options.threads), "rows": {}}
+    if options.step and RESULT.exists():
+        kept = json.loads(RESULT.read_text(encoding="utf-8"))
+        for workload, name in itertools.product(options.names, options.step):
+            kept["rows"].get(workload, {}).pop(name, None)
     for turn in range(options.rounds):
         for workload in options.names:
-            for name in STEPS:
+            for name in options.step or STEPS:
                 if workload == "t" and name in ONLY_RECURRENT:
                     continue
                 of = partial(measure, workload, updates=options.updates, threads=options.threads)

@@ -33,6 +33,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed-training": speed.table,
     "speed-mechanisms": speed.table,
     "speed-translation": speed.table,
+    "speed-gpu": speed.table,
     "speed-cost": read(lambda kept: "\n".join(cost.tables(kept))),
     "speed-profile": read(hotspots.table),
     "speed-gains": read(gains.table),

@@ -5,6 +5,7 @@
     python scripts/bench/speed.py --mechanisms                     recurrent recipes of configs/multi30k, sizes of R1
     python scripts/bench/speed.py --peer opennmt=VENV/bin/python --peer joeynmt=VENV/bin/python
     python scripts/bench/speed.py --translate --peer opennmt=... --peer ctranslate2=...
+    python scripts/bench/speed.py --device cuda --set batches.tokens=25000 --updates 300     on a GPU, ours alone
 
 Every figure comes from a fresh process, alone on the machine. A round runs every cell once, so that a drift of the
 machine meets all of them; the median over rounds stands with the lowest and highest, and a ratio is the median of the
@@ -14,6 +15,9 @@ Training speed is real target tokens (EOS counted, padding not) per second after
 and saving not: for s2s from the run's metrics.jsonl, for a peer from its own training step, watched (scripts/bench/
 peers). All read the same pieces, those of configs/bench/r1.yaml. Translation is of the test set in batches of 64
 sentences by models trained for --train-updates updates; loading is left out. Results: docs/results/speed-*.json.
+
+On a GPU the share of the peak is the model FLOP utilisation, of what products of two large matrices reach there; peak
+memory is the process's own, not the GPU's.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +45,7 @@ from s2s.data.prepare import prepare
 from s2s.data.text import read_raw_lines
 from s2s.data.tokenizer import load as load_tokenizers
 from s2s.progress import say
+from s2s.training.trainer import resolve_precision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shared import ROOT, s2s
@@ -51,6 +56,8 @@ RESULTS = DOCS / "results"
 WORK = ROOT / "runs" / "bench"
 PEERS = Path(__file__).resolve().parent / "peers"
 WARMUP = 12
+WORKLOADS = {"cpu": ("r1", "r1n", "r2", "cgru", "t"), "cuda": ("r1", "r1n", "t", "t-base")}
+"""What is measured where nothing else is asked for."""
 USUAL = "luong-general"
 """The recipe that the others of configs/multi30k differ from."""
 Row = dict[str, Any]
@@ -98,10 +105,10 @@ def last_json(text: str) -> Row:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def train_ours(config: Path, precision: str, updates: int, threads: int) -> Row:
-    """Our own command, and what its metrics say of the updates after the warm-up."""
+def train_ours(config: Path, precision: str, updates: int, threads: int, more: Sequence[str] = ()) -> Row:
+    """Our own command with ``more`` settings, and what its metrics say of the updates after the warm-up."""
     run = WORK / "run"
-    settings = of_updates(updates, f"training.precision={precision}")
+    settings = of_updates(updates, f"training.precision={precision}", *more)
     command = s2s("train", "--config", str(config), "--run-dir", str(run), "--resume", "none", "--overwrite", *settings)
     *_, peak = alone(command, threads)
     return after_warmup(run) | {"peak_mib": peak}
@@ -171,13 +178,15 @@ def mechanism(name: str) -> Path:
     return path
 
 
-def training_cells(names: Iterable[str], peers: dict[str, str], updates: int, threads: int) -> list[Cell]:
+def training_cells(
+    names: Iterable[str], peers: dict[str, str], updates: int, threads: int, more: Sequence[str]
+) -> list[Cell]:
     """Ours in float32 and in what this machine does best, and every peer that has the workload."""
     cells = []
     for name in names:
         config = CONFIGS / f"{name}.yaml"
         cells += [
-            Cell(name, f"s2s {precision}", partial(train_ours, config, precision, updates, threads))
+            Cell(name, f"s2s {precision}", partial(train_ours, config, precision, updates, threads, more))
             for precision in ("float32", "auto")
         ]
         cells += [
@@ -263,15 +272,22 @@ def translation_cells(names: Iterable[str], peers: dict[str, str], updates: int,
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def matrix_product(kind: torch.dtype) -> float:
+SQUARE = {"cpu": 2048, "cuda": 8192}
+"""Rows and columns of the matrices whose product is what a device can do at best."""
+
+
+def matrix_product(kind: torch.dtype, device: str) -> float:
     """GFLOP/s of a square product: what the machine can do at best."""
-    left, right = torch.randn(2048, 2048).to(kind), torch.randn(2048, 2048).to(kind)
+    size = SQUARE[device]
+    left, right = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
     times = []
     for _ in range(12):
         began = time.perf_counter()
         left @ right
+        if device == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return 2 * 2048**3 / statistics.median(times[2:]) / 1e9
+    return 2 * size**3 / statistics.median(times[2:]) / 1e9
 
 
 def work_of(config: Path) -> float:
@@ -286,27 +302,32 @@ def work_of(config: Path) -> float:
     return 6e-6 * sum(part.numel() for part in model.parameters() if part.dim() == 2 and id(part) not in looked_up)
 
 
-def machine(threads: int) -> Row:
+def machine(threads: int, device: str = "cpu") -> Row:
     """What the figures belong to."""
     facts = dict(re.findall(r"^(.+?)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
     model, flags = facts.get("model name", platform.processor()), facts.get("flags", "").split()
     wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
-    return {
+    found = {
         "processor": model, "instructions": wide, "threads": threads, "s2s": __version__,
         "torch": str(torch.__version__), "python": platform.python_version(),
     }  # fmt: skip
+    return found if device == "cpu" else found | {"gpu": torch.cuda.get_device_name()}
 
 
-def run_rounds(cells: list[Cell], rounds: int, threads: int, result: Path) -> None:
-    """Every cell once a round; the file is written after each figure."""
+def run_rounds(
+    cells: list[Cell], rounds: int, threads: int, result: Path, device: str = "cpu", settings: Sequence[str] = ()
+) -> None:
+    """Every cell once a round; the file is written after each figure. ``settings``: what workloads were changed by."""
     torch.set_num_threads(threads)
-    kept: Row = {"machine": machine(threads), "peak_gflops": {"float32": [], "bfloat16": []}, "rows": {}}
+    kept: Row = {"machine": machine(threads, device), "peak_gflops": {"float32": [], "bfloat16": []}, "rows": {}}
+    kept |= {"auto": resolve_precision("auto", torch.device(device)), "square": SQUARE[device]}
+    kept |= {"settings": list(settings)} if settings else {}
     configs = {cell.workload: CONFIGS / f"{cell.workload}.yaml" for cell in cells}
     kept["mflop_per_token"] = {name: round(work_of(path), 2) for name, path in configs.items() if path.exists()}
     result.parent.mkdir(parents=True, exist_ok=True)
     for turn in range(rounds):
         for kind in (torch.float32, torch.bfloat16):
-            kept["peak_gflops"][str(kind).removeprefix("torch.")].append(round(matrix_product(kind), 1))
+            kept["peak_gflops"][str(kind).removeprefix("torch.")].append(round(matrix_product(kind, device), 1))
         for cell in cells:
             row = cell.measure()
             kept["rows"].setdefault(cell.workload, {}).setdefault(cell.system, []).append(row)
@@ -344,35 +365,42 @@ def table(result: Path) -> str:
             peak = max(row["peak_mib"] for row in rows)
             lines.append(f"| {workload} | {system} | {spread(rates)} | {'; '.join(ratios)} | {peak:,.0f} |")
             if work:
-                kind = (
-                    "bfloat16" if system == "s2s auto" and "amx_bf16" in kept["machine"]["instructions"] else "float32"
-                )
+                kind = "bfloat16" if system == "s2s auto" and kept["auto"] == "bf16" else "float32"
                 at_best = statistics.median(kept["peak_gflops"][kind]) * 1e3
                 lines[-1] += f" {100 * statistics.median(rates) * work[workload] / at_best:.0f} % |"
     peaks = "; ".join(f"{kind} {spread(values)}" for kind, values in kept["peak_gflops"].items())
     facts = ", ".join(f"{key} {value}" for key, value in kept["machine"].items())
-    return "\n".join([*lines, "", f"Matrix products of 2048 x 2048, GFLOP/s: {peaks}. Machine: {facts}."])
+    square = f"{kept['square']} x {kept['square']}"
+    changed = f" With {' '.join(kept['settings'])}." if "settings" in kept else ""
+    return "\n".join([*lines, "", f"Matrix products of {square}, GFLOP/s: {peaks}.{changed} Machine: {facts}."])
 
 
 def main() -> None:
     """Measure, keep, print."""
-    names = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=names, help=f"workloads: {', '.join(names)}")
+    parser.add_argument("names", nargs="*", help=f"workloads, of {names}; by default those of the device")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PYTHON", help="see above; may be repeated")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--updates", type=int, default=60, help=f"updates of a training; the first {WARMUP} do not count"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", choices=tuple(WORKLOADS), default="cpu", help="where ours is trained")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of our trainings")
     parser.add_argument("--mechanisms", action="store_true", help="recipes of configs/multi30k instead")
     parser.add_argument("--translate", action="store_true", help="translation instead of training")
     parser.add_argument("--train-updates", type=int, default=675, help="training of the models that translate")
     parser.add_argument(
-        "--result", type=Path, help="default: docs/results/speed-{training,mechanisms,translation}.json"
+        "--result", type=Path, help="default: docs/results/speed-{training,mechanisms,translation,gpu}.json"
     )
     options = parser.parse_args()
     peers = dict(peer.split("=", 1) for peer in options.peer)
+    options.names = options.names or WORKLOADS[options.device]
+    if options.device == "cuda" and (peers or options.translate or options.mechanisms):
+        parser.error("on a GPU our own trainings of workloads are measured, nothing else")
+    if options.set and (options.translate or options.mechanisms):
+        parser.error("--set changes trainings of workloads, nothing else")
     if options.translate:
         kind = "translation"
         models(options.names, peers, options.train_updates, options.threads)
@@ -384,10 +412,11 @@ def main() -> None:
             for name in mechanisms()
         ]
     else:
-        kind = "training"
-        cells = training_cells(options.names, peers, options.updates, options.threads)
+        kind = "training" if options.device == "cpu" else "gpu"
+        settings = [*options.set, f"training.device={options.device}"]
+        cells = training_cells(options.names, peers, options.updates, options.threads, settings)
     result = options.result or RESULTS / f"speed-{kind}.json"
-    run_rounds(cells, options.rounds, options.threads, result)
+    run_rounds(cells, options.rounds, options.threads, result, options.device, options.set)
     print(table(result))
 
 

@@ -6,9 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from s2s import machine
 
 FAULTS = """
 import resource, sys
@@ -22,6 +25,17 @@ def touched(times):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 touched(2)
 print(touched(10))
+"""
+
+PAGES = """
+import resource, sys
+from s2s.machine import use_huge_pages
+if sys.argv[1] == "huge":
+    use_huge_pages()
+import torch
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.zeros(40 << 20, dtype=torch.uint8)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
@@ -65,3 +79,36 @@ def test_what_is_freed_is_used_again() -> None:
     )
     assert again > 10 * 20  # huge pages may make them few
     assert kept < again / 10
+
+
+def huge_pages_on_request() -> bool:
+    path = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return path.exists() and "[madvise]" in path.read_text()
+
+
+@pytest.mark.skipif(not huge_pages_on_request(), reason="the system has none, or gives them unasked")
+def test_a_large_tensor_is_of_few_pages() -> None:
+    """40 MB are 10,240 pages of the usual kind, or 20 large ones."""
+    usual = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    many, few = (
+        int(subprocess.run([sys.executable, "-c", PAGES, how], capture_output=True, env=usual, check=True).stdout)
+        for how in ("leave", "huge")
+    )
+    assert many >= 10_240
+    assert few < 1_000
+
+
+def test_huge_pages_are_asked_for_where_there_are_any(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And never against the user's wish."""
+    name = "THP_MEM_ALLOC_ENABLE"
+    monkeypatch.setenv(name, "x")  # put back after the test
+    monkeypatch.delenv(name)
+    monkeypatch.setattr(machine, "_HUGE_PAGES", tmp_path / "enabled")
+    machine.use_huge_pages()
+    assert name not in os.environ
+    (tmp_path / "enabled").touch()
+    machine.use_huge_pages()
+    assert os.environ[name] == "1"
+    monkeypatch.setenv(name, "0")
+    machine.use_huge_pages()
+    assert os.environ[name] == "0"

@@ -141,6 +141,8 @@ def test_the_share_of_the_peak_is_of_the_same_type(monkeypatch: pytest.MonkeyPat
     kept = {
         "machine": {"instructions": ["amx_bf16"]},
         "peak_gflops": {"float32": [300], "bfloat16": [1500]},
+        "auto": "bf16",
+        "square": 2048,
         "mflop_per_token": {"r1": 54.0},
         "rows": {"r1": {"s2s float32": own, "s2s auto": own, "opennmt": peer}},
     }
@@ -148,6 +150,17 @@ def test_the_share_of_the_peak_is_of_the_same_type(monkeypatch: pytest.MonkeyPat
     path.write_text(json.dumps(kept))
     lines = speed.table(path).splitlines()
     assert [line.split("|")[-2].strip() for line in lines[2:5]] == ["54 %", "11 %", "18 %"]
+    path.write_text(json.dumps(kept | {"auto": "float32"}))
+    assert speed.table(path).splitlines()[3].endswith("| 54 % |")
+
+
+def test_the_products_of_a_target_token_are_those_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base size: 6 + 6 layers of 512, inside 2,048; a layer of the decoder attends twice; 8,000 words in the end."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
+    speed = importlib.import_module("speed")
+    projections, inner = 4 * 512 * 512, 2 * 512 * 2048
+    entries = 6 * (projections + inner) + 6 * (2 * projections + inner) + 8000 * 512
+    assert speed.work_of(speed.CONFIGS / "t-base.yaml") == pytest.approx(6e-6 * entries)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
