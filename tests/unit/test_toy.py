@@ -297,6 +297,15 @@ def test_sizes() -> None:
         assert 2 <= len(german.split()) <= 16
 
 
+def test_most_translations_go_back() -> None:
+    """What docs/attention.md says of mechanisms that cannot: some word comes from before what the last one came from."""
+    backward = 0
+    for line in lines("test", "align"):
+        links = sorted((int(target), int(source)) for source, target in (link.split("-") for link in line.split()))
+        backward += any(after[1] < before[1] for before, after in pairwise(links))
+    assert backward == 250
+
+
 def test_text_is_plain() -> None:
     for english, german, _ in pairs():
         assert re.fullmatch(r"[A-Z][A-Za-z'-]*(,? [A-Za-z'-]+)*[.?]", english), english
