@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from s2s.settings import OptimizerSettings, ScheduleSettings
 
@@ -156,7 +157,10 @@ class Optimizer(OptimizerSettings):
         matrices = [parameter for parameter in parameters if parameter.dim() > 1]
         others = [parameter for parameter in parameters if parameter.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-        return self.make([group for group in groups if group["params"]])
+        optimizer = self.make([group for group in groups if group["params"]])
+        # A fused step changes parameters without a word to autograd. Search, which keeps casts of them, asks by version.
+        optimizer.register_step_post_hook(lambda *_: increment_version(parameters))
+        return optimizer
 
 
 class Adam(Optimizer):

@@ -11,6 +11,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from s2s.products import cast_once
 from s2s.training.optimizer import AnyOptimizer, AnySchedule, Optimizer, Schedule, moments, restore
 
 
@@ -216,3 +217,17 @@ def test_moments_go_where_their_parameters_are(kind: str, counter: str) -> None:
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         rule(kind="adam", **wrong)
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw", "sgd", "adadelta"])
+def test_a_step_tells_those_who_keep_what_they_made_of_a_parameter(kind: str) -> None:
+    """A fused step of torch's changes it in silence: a search in bf16 would go on with the weights of the first one."""
+    layer = nn.Linear(3, 2)
+    optimizer = rule(kind=kind, lr=0.5).build(layer)
+    with torch.no_grad():
+        before = cast_once(layer.weight, torch.bfloat16).clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    with torch.no_grad():
+        after = cast_once(layer.weight, torch.bfloat16)
+    assert torch.equal(after, layer.weight.bfloat16()) and not torch.equal(after, before)

@@ -298,7 +298,7 @@ def test_sizes() -> None:
 
 
 def test_most_translations_go_back() -> None:
-    """What docs/attention.md says of mechanisms that cannot: some word comes from before what the last one came from."""
+    """Said in docs/attention.md of mechanisms that cannot: some word comes from before what the last one came from."""
     backward = 0
     for line in lines("test", "align"):
         links = sorted((int(target), int(source)) for source, target in (link.split("-") for link in line.split()))
