@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2s.products import cast_once, more_rows
+from s2s.products import by_rows, cast_once
 
 _SCORES = 2**20
 """Scores (rows x V) that are worked on at once: they stay in the cache."""
@@ -53,7 +53,7 @@ def _scores(features: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     """(n, V) in float32 or wider."""
     if features.dtype == bias.dtype:
         return torch.addmm(bias, features, matrix.t())
-    narrow = (more_rows(features) @ matrix.t())[: len(features)]
+    narrow = by_rows(features, matrix)
     return narrow.to(bias.dtype).add_(bias)  # one mixed addition would take several times as long
 
 

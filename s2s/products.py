@@ -8,11 +8,15 @@ of a batch therefore has a multiple of 128 rows, the last of them zeros.
 weights, the same keys and the same values at every step. Left alone, the backward pass forms one small gradient for
 each step and adds them up, T times through the whole matrix. Here each use notes its two factors in a ledger, and the
 gradient is formed once, from all of them.
+
+**Search.** While nothing learns, a parameter is cast once, and in bf16 on a CPU laid out once in the order in which the
+product wants it. Left alone, that is done in every product, and takes longer than to multiply a few rows.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 
 from s2s.tree import Tree, map_tree
 
-_MARK, _CAST = "_s2s_ledger", "_s2s_cast"
+_MARK, _CAST, _JOINED, _PACKED, _LASTS = (f"_s2s_{name}" for name in ("ledger", "cast", "joined", "packed", "lasts"))
 _ROWS, _MANY = 128, 1024
 _FEW_ROWS, _FEW = 32, 16
 
@@ -49,10 +53,40 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     device, rows = x.device.type, math.prod(x.shape[:-1])
     if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
         x = x.to(torch.get_autocast_dtype(device))
+    if _packs(x, weight):
+        return _packed_product(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], -1)
     if not missing_rows(rows, x):
         return nn.functional.linear(x, weight, bias)
     product = nn.functional.linear(more_rows(x.reshape(rows, -1)), weight, bias)
     return product[:rows].view(*x.shape[:-1], -1)
+
+
+def _can_pack() -> bool:
+    """Whether this torch has the two operations, which it does not promise to keep, and the machine multiplies bf16."""
+    operations = torch.ops.mkldnn
+    known = hasattr(operations, "_reorder_linear_weight") and hasattr(operations, "_linear_pointwise")
+    return known and bool(operations._is_mkldnn_bf16_supported())
+
+
+_CAN_PACK = torch.backends.mkldnn.is_available() and _can_pack()  # type: ignore[no-untyped-call]
+
+
+def _packs(x: Tensor, matrix: Tensor) -> bool:
+    """Whether the product of x with each row of the matrix is by a layout that is kept beside the matrix.
+
+    Not for many rows: they take so long that nothing is gained, and validation would leave the layouts to training.
+    """
+    narrow = _CAN_PACK and x.device.type == "cpu" and x.dtype == torch.bfloat16
+    return narrow and x.numel() < _MANY * x.size(-1) and matrix.dim() == 2 and _lasts(matrix)
+
+
+def _packed_product(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (n, K) times each row of ``matrix`` (J, K), plus the bias, in bf16: (n, J)."""
+    matrix = cast_once(matrix, x.dtype)
+    packed = _kept(matrix, _PACKED, [matrix], lambda: torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), None))
+    bias = None if bias is None else cast_once(bias, x.dtype)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(more_rows(x), packed, bias, "none", [], "")
+    return product[: len(x)]
 
 
 class Linear(nn.Linear):
@@ -161,12 +195,31 @@ def share(matrix: Tensor) -> Tensor:
 
 def cast_once(matrix: Tensor, kind: torch.dtype) -> Tensor:
     """In the other type; of a parameter, while nothing learns, the cast is kept: search asks at every step."""
-    if torch.is_grad_enabled() or not isinstance(matrix, torch.nn.Parameter):
+    if matrix.dtype == kind or not _lasts(matrix):
         return matrix.to(kind)
-    version = (matrix.data_ptr(), matrix._version, kind)
-    if getattr(matrix, _CAST, (None, None))[0] != version:
-        setattr(matrix, _CAST, (version, matrix.to(kind)))
-    kept: Tensor = getattr(matrix, _CAST)[1]
+    return _kept(matrix, f"{_CAST}_{kind}", [matrix], lambda: matrix.to(kind))
+
+
+def joined_once(parts: Sequence[Tensor]) -> Tensor:
+    """Parameters below one another; while nothing learns, they are kept so."""
+    if not all(map(_lasts, parts)):
+        return torch.cat([*parts])
+    return _kept(parts[0], _JOINED, parts, lambda: torch.cat([*parts]))
+
+
+def _lasts(matrix: Tensor) -> bool:
+    """Whether nothing learns, and it is a parameter or was made from some once and for all."""
+    return not torch.is_grad_enabled() and (isinstance(matrix, nn.Parameter) or hasattr(matrix, _LASTS))
+
+
+def _kept(owner: Tensor, name: str, sources: Sequence[Tensor], make: Callable[[], Tensor]) -> Tensor:
+    """What is made of the sources, which lasts as they do: kept beside the owner until one of them changes."""
+    versions = [(source.data_ptr(), source._version) for source in sources]
+    if getattr(owner, name, (None, None))[0] != versions:
+        made = make()
+        setattr(made, _LASTS, True)
+        setattr(owner, name, (versions, made))
+    kept: Tensor = getattr(owner, name)[1]
     return kept
 
 
@@ -178,6 +231,8 @@ def share_all(tree: Tree) -> Tree:
 def by_rows(x: Tensor, matrix: Tensor) -> Tensor:
     """x (..., n, K) times each row of ``matrix`` (..., m, K): (..., n, m), in the matrix' type."""
     x, ledger = x.to(matrix.dtype), getattr(matrix, _MARK, None)
+    if ledger is None and x.dim() == 2 and _packs(x, matrix):
+        return _packed_product(x, matrix)
     if ledger is None:
         return x @ matrix.mT if x.dim() > 2 else (more_rows(x) @ matrix.mT)[: len(x)]
     product: Tensor = _ByRows.apply(x, matrix, ledger)  # type: ignore[no-untyped-call]

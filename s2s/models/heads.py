@@ -24,7 +24,7 @@ from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import Dropout
 from s2s.models.positions import Absolute, Relation
 from s2s.models.reach import KeysValues, Reach, Rows, View
-from s2s.products import Linear, linear
+from s2s.products import Linear, joined_once, linear
 from s2s.tree import Tree
 
 Lanes = Sequence[tuple[KeysValues, View]]
@@ -193,7 +193,8 @@ class SelfAttention(_Projections):
 
         What stands ``beside`` is read too, and comes first in the weights.
         """
-        weight, bias = torch.cat([self.query, self.key_value]), torch.cat([self.query_bias, self.key_value_bias])
+        weight = joined_once([self.query, self.key_value])
+        bias = joined_once([self.query_bias, self.key_value_bias])
         shared = self.groups * self.width
         projected = unrounded(linear(x, weight, bias)).split_with_sizes([self.size, shared, shared], -1)
         query, keys, values = map(self._split, projected)

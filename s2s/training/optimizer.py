@@ -158,7 +158,7 @@ class Optimizer(OptimizerSettings):
         others = [parameter for parameter in parameters if parameter.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         optimizer = self.make([group for group in groups if group["params"]])
-        # A fused step changes parameters without a word to autograd. Search, which keeps casts of them, asks by version.
+        # A fused step changes parameters without a word to autograd. Search keeps casts of them and asks by version.
         optimizer.register_step_post_hook(lambda *_: increment_version(parameters))
         return optimizer
 

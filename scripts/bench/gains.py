@@ -2,10 +2,11 @@
 
     python scripts/bench/gains.py r1 t [--rounds 2] [--updates 40]
     python scripts/bench/gains.py r1 t --step pages                    one of them; what is known of the others stays
+    python scripts/bench/gains.py r1 t --translate --beam 5            steps of search in bf16, by models of speed.py
 
 Every figure is of a fresh process, alone on the machine, as in speed.py; with and without follow each other, so that a
 drift of the machine meets both. A step is taken out in the process that trains, by the plain PyTorch that anyone would
-write first, so that what is compared is the step and nothing else. Results: docs/results/speed-gains.json.
+write first, so that what is compared is the step and nothing else. Results: docs/results/speed-gains*.json.
 """
 
 from __future__ import annotations
@@ -16,12 +17,28 @@ import json
 import os
 import statistics
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from speed import CONFIGS, RESULTS, WARMUP, WORK, Row, after_warmup, alone, machine, of_updates, spread
+from hotspots import translation
+from speed import (
+    CONFIGS,
+    RESULTS,
+    WARMUP,
+    WORK,
+    Row,
+    after_warmup,
+    alone,
+    last_json,
+    machine,
+    of_updates,
+    rate,
+    spread,
+)
 from torch import Tensor, nn
 
 from s2s import products
@@ -32,7 +49,7 @@ from s2s.models.recurrence import Recurrence, RecurrentLayer
 from s2s.progress import say
 from s2s.training import objective
 
-RESULT = RESULTS / "speed-gains.json"
+RESULT, SEARCH_RESULT = RESULTS / "speed-gains.json", RESULTS / "speed-gains-search.json"
 
 
 # --- without ----------------------------------------------------------------------------------------------------------
@@ -88,7 +105,7 @@ class Without(NamedTuple):
 STEPS = {
     "bf16": Without("products in bf16", ("training.precision=float32",)),
     "window": Without("lengths sorted over a million pairs, not 1,000", ("batches.window=1000",)),
-    "rows": Without("a round number of rows", (), lambda: replaced(products.missing_rows, lambda count, like: 0)),
+    "rows": Without("a round number of rows", (), lambda: replaced(products.missing_rows, lambda *asked: 0)),
     "gates": Without("gates of all words in one product", (), lambda: setattr(Recurrence, "gates", _gates_by_steps)),
     "gradients": Without(
         "gradients of shared matrices formed once", (), lambda: replaced(products.share, _plain_share)
@@ -104,43 +121,58 @@ STEPS = {
     "pages": Without("huge pages"),
     "kernels": Without("64 compiled kernels kept, not 1,024 twice", (), lambda: os.environ.update(_ALL_KERNELS)),
 }  # fmt: skip
+SEARCH_STEPS = {
+    "layout": Without("matrices laid out once", (), lambda: replaced(products._packs, lambda *asked: False)),
+    "memory": STEPS["memory"],
+    "pages": STEPS["pages"],
+}
 ONLY_RECURRENT = {"gates", "gradients"}
 """Steps that a Transformer has no use for."""
 
 
-def child(workload: str, without: str, updates: int) -> None:
-    """The training, in a process of its own."""
+def child(workload: str, without: str, updates: int, beam: int | None) -> None:
+    """The training, or the translation of the test set, in a process of its own."""
     if without != "memory":
         keep_freed_memory()
     if without != "pages":
         use_huge_pages()
-    step = STEPS.get(without, Without(""))
+    step = (STEPS | SEARCH_STEPS).get(without, Without(""))
     step.take_out()
+    if beam is not None:
+        count = Counter[str]()
+        work = translation(workload, "bf16", beam, count)
+        began = time.perf_counter()
+        work()
+        print(json.dumps({"sentences": count["sentences"], "seconds": time.perf_counter() - began}))
+        return
     train(CONFIGS / f"{workload}.yaml", of_updates(updates, *step.settings), WORK / "run", overwrite=True)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(workload: str, without: str, updates: int, threads: int) -> Row:
-    """Speed and memory of one training."""
+def measure(workload: str, without: str, updates: int, threads: int, beam: int | None) -> Row:
+    """Speed and memory of one training, or of one translation."""
     command = [sys.executable, __file__, workload, "--updates", str(updates), "--child", without]
-    *_, peak = alone(command, threads)
-    return after_warmup(WORK / "run") | {"peak_mib": peak}
+    command += [] if beam is None else ["--translate", "--beam", str(beam)]
+    out, _, peak = alone(command, threads)
+    return (after_warmup(WORK / "run") if beam is None else last_json(out)) | {"peak_mib": peak}
 
 
 def table(kept: Row) -> str:
     """What each step gains, by workload: the ratio of the speeds of neighbours, and the memory that it saves."""
     lines = ["| step | " + " | ".join(f"{name} | MiB" for name in kept["rows"]) + " |"]
     lines.append("|---|" + "--:|" * (2 * len(kept["rows"])))
-    for name, step in STEPS.items():
+    for name, step in (STEPS | SEARCH_STEPS).items():
+        if not any(name in steps for steps in kept["rows"].values()):
+            continue
         cells = []
         for steps in kept["rows"].values():
             pairs = steps.get(name)
             if pairs is None:
                 cells += ["", ""]
                 continue
-            ratios = [with_it["tokens_per_second"] / without["tokens_per_second"] for with_it, without in pairs]
+            ratios = [rate(with_it) / rate(without) for with_it, without in pairs]
             saved = statistics.median(without["peak_mib"] - with_it["peak_mib"] for with_it, without in pairs)
             cells += [spread(ratios, ".2f"), f"{-saved:+,.0f}"]
         lines.append(f"| {step.what} | {' | '.join(cells)} |")
@@ -154,28 +186,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--updates", type=int, default=40, help=f"of a training; the first {WARMUP} do not count")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--step", action="append", choices=tuple(STEPS), help="only this one; may be repeated")
+    parser.add_argument("--translate", action="store_true", help="translation of the test set instead of training")
+    parser.add_argument("--beam", type=int, action="append", help="of translation; may be repeated; default: 1 and 5")
+    every = tuple(STEPS | SEARCH_STEPS)
+    parser.add_argument("--step", action="append", choices=every, help="only this one; may be repeated")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        child(options.names[0], options.child, options.updates)
+        child(options.names[0], options.child, options.updates, options.beam[0] if options.translate else None)
         return
+    steps, result = (SEARCH_STEPS, SEARCH_RESULT) if options.translate else (STEPS, RESULT)
+    if not {*(options.step or ())} <= steps.keys():
+        parser.error(f"--step: choose from {', '.join(steps)}")
+    beams = (options.beam or [1, 5]) if options.translate else [None]
+    works = [(name, beam, name if beam is None else f"{name}, beam {beam}") for name in options.names for beam in beams]
     kept: Row = {"machine": machine(options.threads), "rows": {}}
-    if options.step and RESULT.exists():
-        kept = json.loads(RESULT.read_text(encoding="utf-8"))
-        for workload, name in itertools.product(options.names, options.step):
-            kept["rows"].get(workload, {}).pop(name, None)
+    if options.step and result.exists():
+        kept = json.loads(result.read_text(encoding="utf-8"))
+        for (_, _, work), name in itertools.product(works, options.step):
+            kept["rows"].get(work, {}).pop(name, None)
     for turn in range(options.rounds):
-        for workload in options.names:
-            for name in options.step or STEPS:
+        for workload, beam, work in works:
+            for name in options.step or steps:
                 if workload == "t" and name in ONLY_RECURRENT:
                     continue
-                of = partial(measure, workload, updates=options.updates, threads=options.threads)
+                of = partial(measure, workload, updates=options.updates, threads=options.threads, beam=beam)
                 pair = [of(without="nothing"), of(without=name)]
-                kept["rows"].setdefault(workload, {}).setdefault(name, []).append(pair)
-                speeds = " to ".join(f"{one['tokens_per_second']:,.0f}" for one in pair)
-                say(f"round {turn + 1}: {workload:4} {STEPS[name].what:42} {speeds}")
-                RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+                kept["rows"].setdefault(work, {}).setdefault(name, []).append(pair)
+                speeds = " to ".join(f"{rate(one):,.0f}" for one in pair)
+                say(f"round {turn + 1}: {work:12} {steps[name].what:42} {speeds}")
+                result.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     print(table(kept))
 
 

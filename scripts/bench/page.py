@@ -37,6 +37,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "speed-cost": read(lambda kept: "\n".join(cost.tables(kept))),
     "speed-profile": read(hotspots.table),
     "speed-gains": read(gains.table),
+    "speed-gains-search": read(gains.table),
     "speed-curve": read(curve.table),
     **{f"scale/{part}": read(found[1]) for part, found in scale.PARTS.items()},
 }

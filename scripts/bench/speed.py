@@ -399,6 +399,8 @@ def main() -> None:
     options.names = options.names or WORKLOADS[options.device]
     if options.device == "cuda" and (peers or options.translate or options.mechanisms):
         parser.error("on a GPU our own trainings of workloads are measured, nothing else")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device was found")
     if options.set and (options.translate or options.mechanisms):
         parser.error("--set changes trainings of workloads, nothing else")
     if options.translate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,10 @@ from fixtures import random
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2s.products import by_rows, linear, of_rows, share, share_all
+from s2s import products
+from s2s.products import by_rows, joined_once, linear, of_rows, share, share_all
 from s2s.training.objective import smoothed_loss
+from s2s.training.optimizer import Adam
 
 Matrix = Callable[[Tensor], Tensor]
 """`share`, or nothing."""
@@ -157,7 +160,7 @@ def test_many_rows_are_rounded_up_and_change_nothing(rows: int) -> None:
     ours = [torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((1, rows, 24), (40, 24), (40,))]
     theirs = [part.detach().clone().requires_grad_(True) for part in ours]
     by_product = torch.randn(1, rows, 40, generator=generator).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16), _Rows() as products:
+    with torch.autocast("cpu", torch.bfloat16), _Rows() as counted:
         found = linear(*ours)
         found.backward(by_product)
     with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +171,7 @@ def test_many_rows_are_rounded_up_and_change_nothing(rows: int) -> None:
         assert one.grad is not None and other.grad is not None
         torch.testing.assert_close(one.grad, other.grad, rtol=2e-2, atol=2e-2)
     if rows >= 1024:
-        assert {size for shape in products.seen for size in shape} <= {24, 40, 1024, 1152, 2048}
+        assert {size for shape in counted.seen for size in shape} <= {24, 40, 1024, 1152, 2048}
 
 
 def test_rows_of_zeros_are_no_words() -> None:
@@ -197,7 +200,86 @@ def test_few_rows_are_rounded_up_in_search(rows: int, multiplied: int) -> None:
     """A step of search in bf16 multiplies 32 rows at a time; a step of training as many as there are."""
     x, matrix = torch.randn(rows, 24).bfloat16(), torch.randn(40, 24).bfloat16()
     for learns, expected in ((False, multiplied), (True, rows)):
-        with torch.set_grad_enabled(learns), _Rows() as products:
+        with torch.set_grad_enabled(learns), _Rows() as counted:
             for product in (by_rows(x, matrix), linear(x, matrix)):
                 assert torch.equal(product, x @ matrix.t())
-        assert {shape[0] for shape in products.seen} == {expected} | ({rows} if not learns else set())
+        assert {shape[0] for shape in counted.seen} == {expected} | ({rows} if not learns else set())
+
+
+class _Calls(TorchDispatchMode):
+    """Counts calls by the name of the operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = Counter[str]()
+
+    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.seen[operation.__name__.partition(".")[0]] += 1
+        return operation(*arguments, **(named or {}))
+
+
+packed = pytest.mark.skipif(not products._CAN_PACK, reason="no bf16 here, or another torch")
+
+
+@packed
+def test_search_lays_a_parameter_out_once() -> None:
+    """Every product after the first finds it; values are those of torch's own product in bf16."""
+    layer = products.Linear(24, 40)
+    x = torch.randn(3, 5, 24)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with _Calls() as calls:
+            found = [layer(x), layer(x[:1]), by_rows(x[0], share(layer.weight))]
+        expected = torch.nn.functional.linear(x.bfloat16(), layer.weight.bfloat16(), layer.bias.bfloat16())
+    assert calls.seen["_reorder_linear_weight"] == 1 and calls.seen["_linear_pointwise"] == 3
+    for one, other in zip(found, (expected, expected[:1], expected[0] - layer.bias), strict=True):
+        torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
+
+
+@packed
+@pytest.mark.parametrize("change", ["in place", "optimizer", "other storage"])
+def test_what_is_kept_does_not_outlive_a_change(change: str) -> None:
+    layer, x = products.Linear(24, 40), torch.randn(5, 24)
+    other = torch.nn.Parameter(torch.randn(2, 24))
+    layer.register_parameter("other", other)
+
+    def all_of_it() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            joined = joined_once([layer.weight, other])
+            return torch.cat([layer(x), linear(x, joined)], 1).float()
+
+    all_of_it()
+    if change == "in place":
+        with torch.no_grad():
+            layer.weight.mul_(3)
+            other.sub_(1)
+    elif change == "optimizer":
+        torch.nn.functional.linear(x, torch.cat([layer.weight, other])).sum().backward()
+        Adam(kind="adam", lr=0.5).build(layer).step()
+    else:
+        layer.weight.data, other.data = torch.randn(40, 24), torch.randn(2, 24)
+    weight = torch.cat([layer.weight, other]).detach()
+    expected = torch.cat([x @ layer.weight.detach().t() + layer.bias.detach(), x @ weight.t()], 1)
+    torch.testing.assert_close(all_of_it(), expected, rtol=3e-2, atol=6e-2)
+
+
+def test_joined_parameters_learn() -> None:
+    """And what is kept for search has no part in it."""
+    parts = [torch.nn.Parameter(random(rows, 3).float()) for rows in (2, 4)]
+    with torch.no_grad():
+        kept = joined_once(parts)
+        assert joined_once(parts) is kept
+    joined = joined_once(parts)
+    assert joined is not kept and torch.equal(joined, kept)
+    joined.sum().backward()
+    assert all(part.grad is not None and torch.equal(part.grad, torch.ones_like(part)) for part in parts)
+
+
+@packed
+def test_neither_many_rows_nor_what_learns_is_laid_out() -> None:
+    layer = products.Linear(8, 8)
+    with torch.autocast("cpu", torch.bfloat16), _Calls() as calls:
+        layer(torch.randn(5, 8)).sum().backward()
+        with torch.no_grad():
+            layer(torch.randn(1024, 8))
+            linear(torch.randn(5, 8), layer.weight.detach().clone())
+    assert not calls.seen["_linear_pointwise"]
