@@ -18,7 +18,7 @@ import typer
 
 from s2s import __version__
 from s2s.errors import ConfigError, S2SError, UsageError, refusal
-from s2s.machine import keep_freed_memory, use_huge_pages
+from s2s.machine import keep_freed_memory
 from s2s.progress import say
 
 app = typer.Typer(
@@ -566,7 +566,6 @@ def main() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):  # the same bytes under every locale; what cannot be one is spelled out
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     keep_freed_memory()
-    use_huge_pages()
     code = run()
     try:
         if sys.stdout is not None:

@@ -29,7 +29,7 @@ from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DataError
 from s2s.evaluation import score_all
 from s2s.interfaces import Attention
-from s2s.machine import keep_few_kernels
+from s2s.machine import keep_few_kernels, use_huge_pages
 from s2s.progress import say, silent, warn
 from s2s.run import Run, Trained, build_model, default_directory, load_trained, start_like, warm_start
 from s2s.search.translate import Line, Translator
@@ -71,6 +71,7 @@ def train(
     ``progress`` is what is shown meanwhile; quiet shows warnings and errors alone.
     """
     keep_few_kernels()
+    use_huge_pages()
     world = World.launched()
     with world.one_voice(), _voice(world, progress):
         config = resolved(configuration.load(config_path, overrides))

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 
 from s2s import products
 from s2s.commands.train import train
-from s2s.machine import keep_freed_memory, use_huge_pages
+from s2s.machine import keep_freed_memory
 from s2s.models import layers
 from s2s.models.recurrence import Recurrence, RecurrentLayer
 from s2s.progress import say
@@ -118,13 +118,13 @@ STEPS = {
         "a fused optimizer", (), lambda: setattr(torch.optim, "Adam", _unfused(torch.optim.Adam))
     ),
     "memory": Without("freed memory kept"),
-    "pages": Without("huge pages"),
+    "pages": Without("huge pages", (), lambda: os.environ.update(THP_MEM_ALLOC_ENABLE="0")),
     "kernels": Without("64 compiled kernels kept, not 1,024 twice", (), lambda: os.environ.update(_ALL_KERNELS)),
 }  # fmt: skip
 SEARCH_STEPS = {
     "layout": Without("matrices laid out once", (), lambda: replaced(products._packs, lambda *asked: False)),
     "memory": STEPS["memory"],
-    "pages": STEPS["pages"],
+    "small-pages": Without("no huge pages", (), lambda: os.environ.update(THP_MEM_ALLOC_ENABLE="1")),
 }
 ONLY_RECURRENT = {"gates", "gradients"}
 """Steps that a Transformer has no use for."""
@@ -134,8 +134,6 @@ def child(workload: str, without: str, updates: int, beam: int | None) -> None:
     """The training, or the translation of the test set, in a process of its own."""
     if without != "memory":
         keep_freed_memory()
-    if without != "pages":
-        use_huge_pages()
     step = (STEPS | SEARCH_STEPS).get(without, Without(""))
     step.take_out()
     if beam is not None:

@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 from s2s import config as configuration
 from s2s.commands.train import train
 from s2s.data.text import read_raw_lines
-from s2s.machine import keep_freed_memory, use_huge_pages
+from s2s.machine import keep_freed_memory
 from s2s.run import load_trained
 from s2s.search.translate import Translator
 
@@ -102,7 +102,6 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    use_huge_pages()
     count: Counter[str] = Counter()
     if options.translate:
         what = f"{options.workload}, translation, beam {options.beam}"
