@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
 def use_huge_pages() -> None:
     """Let torch ask for pages of 2 MiB for tensors of that size and more.
 
-    The first touch of a page of 4 KiB costs microseconds on a virtual machine: the scores of one batch, 33 MB, came
-    with 8,000 of them and took 55 ms instead of 6. torch looks at the environment when it first makes a tensor; what a
+    The first touch of a page of 4 KiB costs microseconds on a virtual machine, and the scores of one batch, 33 MB, come
+    with 8,000 of them; docs/speed.md has the gain. torch looks at the environment when it first makes a tensor; what a
     user set there stays. Where the system has no such pages torch would warn, and is not asked. In search, whose large
     tensors are of a new size at every step, no steady gain was seen, and training alone asks.
     """
