@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
@@ -28,6 +30,8 @@ class Connection(H11Protocol):
 
     _idle: asyncio.TimerHandle | None = None
     """Runs while no request is in progress."""
+    _refused = False
+    """Whether only the client's end of the connection is awaited."""
     _stalled: asyncio.TimerHandle | None = None
     """Runs while the client does not take what was sent."""
 
@@ -37,6 +41,7 @@ class Connection(H11Protocol):
         self._watch()
         if len(self.connections) > CONNECTIONS:
             self._refuse(503, f"the server has its {CONNECTIONS} connections; try again later")
+            self.transport.close()  # the others need the place
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called once, at the end."""
@@ -47,6 +52,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Called with every piece of what the client sends."""
+        if self._refused:
+            return
         super().data_received(data)
         self._watch()
 
@@ -58,7 +65,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Called when the client takes less than it is sent."""
         super().pause_writing()
-        self._stalled = self.loop.call_later(PATIENCE, self.transport.abort)
+        self._stalled = self.loop.call_later(PATIENCE, self._cut)
 
     def resume_writing(self) -> None:
         """Called when it has taken most of it."""
@@ -72,22 +79,34 @@ class Connection(H11Protocol):
 
     def _watch(self) -> None:
         """Start the timer of the head when a request is awaited, stop it when one is in progress."""
-        if self.cycle is None or self.cycle.response_complete:
+        if self._awaits_request():
             if self._idle is None:
                 self._idle = self.loop.call_later(PATIENCE, self._dawdled)
         elif self._idle is not None:
             self._idle.cancel()
             self._idle = None
 
+    def _awaits_request(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
     def _dawdled(self) -> None:
         if self.conn.trailing_data[0] and not self.transport.is_closing():
             self._refuse(408, f"request: its head was not there within {PATIENCE:g} seconds; send it at once")
-            self._idle = self.loop.call_later(PATIENCE, self.transport.abort)  # this answer must be taken too
         else:
             self.transport.abort()
 
+    def _cut(self) -> None:
+        """End the connection with a reset: the system forgets what was not taken, and does not go on offering it."""
+        connected = self.transport.get_extra_info("socket")
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
+
     def _refuse(self, status: int, problem: str) -> None:
-        """Answer without asking the application, and close; too late for words where an answer has begun."""
+        """Answer without asking the application, and say no more; too late for words where an answer has begun.
+
+        A connection closed upon bytes that nobody read is reset, and the answer may be lost with it (RFC 9112, 9.6). So
+        what still comes is read and dropped, until the client closes or patience ends.
+        """
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()
             return
@@ -96,4 +115,11 @@ class Connection(H11Protocol):
         head = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
         for event in (head, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        if not self._awaits_request():
+            self.transport.close()  # the application learns so that there is nobody to answer
+            return
+        self.transport.write_eof()
+        self._refused = True
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = self.loop.call_later(PATIENCE, self.transport.abort)

@@ -323,7 +323,8 @@ def run_rounds(
     kept |= {"auto": resolve_precision("auto", torch.device(device)), "square": SQUARE[device]}
     kept |= {"settings": list(settings)} if settings else {}
     configs = {cell.workload: CONFIGS / f"{cell.workload}.yaml" for cell in cells}
-    kept["mflop_per_token"] = {name: round(work_of(path), 2) for name, path in configs.items() if path.exists()}
+    if all(path.exists() for path in configs.values()):  # trainings of workloads
+        kept["mflop_per_token"] = {name: round(work_of(path), 2) for name, path in configs.items()}
     result.parent.mkdir(parents=True, exist_ok=True)
     for turn in range(rounds):
         for kind in (torch.float32, torch.bfloat16):

@@ -113,6 +113,10 @@ class Server:
         """Until so many requests have been taken."""
         until(lambda: self.send("GET", "/healthz")[1]["requests"] == count)
 
+    def at_the_desk(self, count: int) -> None:
+        """Until so many requests have been read too, and wait at the desk."""
+        until(lambda: len(self.desk._waiting) == count)
+
 
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
@@ -201,7 +205,7 @@ def test_requests_that_wait_together_go_together(clients: ThreadPoolExecutor) ->
         sentences = [["a b", "b"] if number % 2 else ["c"] for number in range(20)]
         others = [clients.submit(server.ask, *some) for some in sentences]
         wider = [clients.submit(server.ask, "b a", beam=3) for _ in range(5)]
-        server.waiting(26)
+        server.at_the_desk(25)
         server.model.gate.set()
         assert texts(first.result(30)[1]) == ["a"]
         assert [texts(one.result(30)[1]) for one in others] == sentences
@@ -352,6 +356,24 @@ def test_who_says_nothing_or_announces_more_than_comes() -> None:
         lying.sendall(HEAD + b'Content-Length: 1000\r\n\r\n{"sentences": ["a"]}')
         assert answered(lying).startswith(b"HTTP/1.1 408 ")
         assert answered(silent) == b""
+
+
+@pytest.mark.fault("X10")
+@pytest.mark.usefixtures("impatient")
+def test_who_goes_on_sending_after_a_refusal_reads_it_first() -> None:
+    """A socket closed upon bytes that nobody read resets the connection, and the answer may be lost with it."""
+    with serving() as server, server.connect() as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        found = client.recv(1 << 16)
+        for _ in range(3):
+            client.sendall(b"more of it\r\n\r\n")
+            time.sleep(SHORT / 20)
+        assert (found + answered(client)).startswith(b"HTTP/1.1 400 ")
+        with pytest.raises(ConnectionError):  # it is read for a while, not for ever
+            for _ in range(40):
+                client.sendall(b"and more\r\n\r\n")
+                time.sleep(SHORT / 10)
+        assert server.ask("a")[0] == 200
 
 
 @pytest.mark.fault("X10")
