@@ -243,6 +243,8 @@ class Decoder(nn.Module, ABC):
     """How widely the first values of the output matrix are strewn at least, where N(0, 1/D) is narrower."""
     recomputes = False
     """See `Encoder.recomputes`."""
+    grows = True
+    """Whether the state of a sentence grows with every word."""
 
     @abstractmethod
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Tree]:
@@ -305,6 +307,11 @@ class Searchable(Protocol):
     @property
     def sentences_before(self) -> int:
         """How many sentences before the one to translate it reads; 0: it reads each alone."""
+        ...
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state of a sentence grows with every word. Where not, it can stand beside an older one."""
         ...
 
     def start(

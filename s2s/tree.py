@@ -68,8 +68,17 @@ def repeat(tree: T, times: int) -> T:
 
 def join_time(trees: list[T]) -> T:
     """Trees of the same shape with tensors (B, T_i, ...) joined along the second dimension."""
+    return _join(trees, 1)
+
+
+def join_rows(trees: list[T]) -> T:
+    """Trees of the same shape with tensors (B_i, ...) below one another."""
+    return _join(trees, 0)
+
+
+def _join(trees: list[T], dimension: int) -> T:
     if len(trees) == 1:
         return trees[0]
     columns = [leaves(tree) for tree in trees]
-    joined = iter([torch.cat(parts, 1) for parts in zip(*columns, strict=True)])
+    joined = iter([torch.cat(parts, dimension) for parts in zip(*columns, strict=True)])
     return map_tree(lambda leaf: next(joined), trees[0])

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from s2s.commands.models import load, search_settings, together
 from s2s.errors import CheckpointError
 from s2s.progress import warn
@@ -51,7 +53,7 @@ def scorer_of(
 
 def score_of(scored: Scored, scorer: Scorer) -> float:
     """What a pair is given as its score: the log-probability over the length penalty."""
-    return scored.log_probability / float(length_penalty(scored.length, scorer.settings))
+    return scored.log_probability / float(length_penalty(torch.tensor(scored.length), scorer.settings))
 
 
 def tell_too_long(scorer: Scorer, what: str) -> None:

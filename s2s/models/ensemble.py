@@ -26,6 +26,11 @@ class Ensemble:
         """The most that one of the models reads."""
         return max(model.sentences_before for model in self.models)
 
+    @property
+    def grows(self) -> bool:
+        """Whether that of one of the models does."""
+        return any(model.grows for model in self.models)
+
     def start(
         self,
         source: Tensor,

@@ -31,6 +31,11 @@ class Seq2Seq(nn.Module):
         """See `Searchable.sentences_before`."""
         return 0 if self.document is None else self.document.sentences
 
+    @property
+    def grows(self) -> bool:
+        """See `Searchable.grows`."""
+        return self.decoder.grows
+
     def forward(
         self,
         source: Tensor,

@@ -17,16 +17,16 @@ most K can be EOS, so that K others remain.
 A sentence has one beam, but for two cases: diverse search gives it one of K / groups places for each group, and these
 leave together; sampling gives it one of a single place for each draw, where the continuation is drawn.
 
-A beam that ends leaves the batch. Prefixes are never copied: each step notes the token that every row read and the row
-of the step before that it came from, and only the winners are walked back. Where a rule needs the words said so far,
-they travel with the state.
+Beams that have ended leave the batch, and the next sentences may enter in their place. Prefixes are never copied: each
+step notes the token that every row read and the row of the step before that it came from, and only the winners are
+walked back. Where a rule needs the words said so far, they travel with the state.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -40,7 +40,11 @@ from s2s.search.sampling import SamplingSettings, drawn, uniforms
 from s2s.search.wishes import Wishes as Wishes
 from s2s.search.wishes import tabled
 from s2s.settings import Settings
-from s2s.tree import repeat, take, take_groups
+from s2s.tree import Tree, join_rows, repeat, take, take_groups
+
+T = TypeVar("T")
+_FEW = 8
+"""Beams that have ended stay until they are one in so many: taking rows out costs more than computing them."""
 
 
 class SearchSettings(Settings):
@@ -122,6 +126,14 @@ class Hypothesis(NamedTuple):
     asked for or if the model has none."""
 
 
+def can_enter(model: Searchable, settings: SearchSettings) -> bool:
+    """Whether sentences may enter while others are searched: what is remembered has one size at every step.
+
+    Not where phrases are forbidden.
+    """
+    return not model.grows and not settings.needs_said
+
+
 class _Step(NamedTuple):
     """What one step read, for walking back; R rows are the beams of that step x places."""
 
@@ -152,9 +164,21 @@ class _Kept(NamedTuple):
     score: Tensor
     log_probability: Tensor
     step: Tensor
-    """The step that gave EOS: the number of tokens before it; -1 where there is none yet."""
+    """The step that gave EOS; -1 where there is none yet."""
     row: Tensor
     """The row of that step."""
+
+
+class _Beams(NamedTuple):
+    """Beams, n of them: a tree of which the rows of those that go on are taken."""
+
+    number: Tensor
+    """(n,) which of all beams it is, in the order of the sentences."""
+    born: Tensor
+    """(n,) the step at which it read BOS."""
+    limits: Limits
+    live: _Prefixes
+    kept: _Kept
 
 
 @torch.no_grad()
@@ -168,12 +192,14 @@ def beam_search(
     n_best: int = 1,
     wishes: Sequence[Wishes] | None = None,
     before: Before | None = None,
+    together: int | None = None,
 ) -> list[list[Hypothesis]]:
     """Up to ``n_best`` translations of each sentence of ``source`` (B, S) with ``lengths`` (B,), best first.
 
     At least one, and fewer than asked for where fewer finished. When sampling, exactly ``n_best`` independent draws, in
     the order of their numbers. ``wishes``: what is asked of the translation of each sentence; without them all are
-    number 0. ``before``: the sentences before each. A model is put into evaluation mode by the caller.
+    number 0. ``before``: the sentences before each. ``together``: how many are searched at once, by default all; the
+    next enter when some end, which needs `can_enter`. A model is put into evaluation mode by the caller.
 
     Raises UsageError if ``n_best`` is not in 1..beam, if a wish cannot be met, or if the model lacks the attention that
     a setting needs; CheckpointError if the model gives NaN.
@@ -183,13 +209,15 @@ def beam_search(
     if not len(lengths):
         return []
     wishes = [Wishes()] * len(lengths) if wishes is None else wishes
+    if together is not None and (not can_enter(model, settings) or any(wish.forbidden for wish in wishes)):
+        raise ValueError("sentences cannot enter while others are searched")
     beams = settings.groups if settings.sampling is None else n_best  # of each sentence
     longest = [_limit(length, settings) for length in lengths.tolist()]
     limits = _limits(wishes, longest, lengths, beams, settings)
     with torch.autocast(source.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        kept, history = _search(model, source, lengths, limits, settings, attention, before)
-    kept = _Kept(*(part[:, :n_best] for part in kept))
-    found = iter(_winners(kept, history, limits.source.tolist(), limits.longest.tolist()))
+        room = beams * (len(longest) if together is None else together)
+        ended, history = _search(model, source, lengths, limits, settings, attention, before, room)
+    found = iter(_winners(ended, history, n_best))
     by_sentence = [list(itertools.islice(found, beams)) for _ in longest]
     if settings.diversity is not None:
         return [_merged(groups)[:n_best] for groups in by_sentence]
@@ -223,69 +251,102 @@ def _search(
     settings: SearchSettings,
     attention: bool,
     before: Before | None,
-) -> tuple[_Kept, list[_Step]]:
-    """What every beam (n) keeps, and the steps to walk back through."""
-    groups = settings.groups
-    places = settings.beam // groups
-    beams = torch.arange(len(limits.longest), device=source.device)  # (n,) those still searched
+    room: int,
+) -> tuple[_Beams, list[_Step]]:
+    """All beams as they ended, and the steps to walk back through; at most ``room`` of them are searched at once."""
+    groups, device = settings.groups, source.device
+    places, count = settings.beam // groups, len(limits.longest)
     wanted = attention or settings.coverage_penalty > 0
     want = frozenset({"weights"}) if wanted else NOTHING
-    memory, state = repeat(model.start(source, lengths, want, places, before), len(beams) // len(lengths))
-    live = _start(len(beams), places, source.device)
-    notes = _no_notes(live, source, limits, settings)
-    kept = _Kept(*(torch.full_like(live.total, -torch.inf),) * 2, *(torch.full_like(live.token, -1),) * 2)
+    memory, state = repeat(model.start(source, lengths, want, places, before), count // len(lengths))
+    beams = _begun(limits, places)
+    pool = _Pool(memory, beams, state, _no_notes(beams.live, source.size(1), limits, settings))
+    entered = min(room, count)
+    beams, state, notes = pool.begin(torch.arange(entered, device=device), 0)
+    memory = pool.memory_of(beams.number)
     history: list[_Step] = []
-    ended: list[tuple[Tensor, _Kept]] = []
-    while True:
-        step = len(history)
+    ended: list[_Beams] = []
+    while len(beams.number):
+        step, live = len(history), beams.live
         words, weights, state = model.step(live.token.flatten(), memory, state)
         history.append(_Step(live.token.flatten(), live.origin.flatten(), weights if attention else None))
-        notes = notes.after(live.token, step == 0, limits.wishes.required, weights)
-        new = _continued(live, words, step, limits, notes, settings)  # (n, 2K)
-        kept = _keep(kept, step, _Prefixes(*(part[:, :places] for part in new)), limits, notes, settings)
+        age = step - beams.born
+        notes = notes.after(live.token, age == 0, beams.limits.wishes.required, weights)
+        new = _continued(live, words, age, beams.limits, notes, settings)  # (n, 2K)
+        first = _Prefixes(*(part[:, :places] for part in new))
+        kept = _keep(beams.kept, step, age, first, beams.limits, notes, settings)
         living = others(new.token, places)
         live = _Prefixes(*(part.gather(1, living) for part in new))
         live = live._replace(total=live.total.masked_fill(live.token == EOS, -torch.inf))
-        stop = _ends(live, kept, step, limits.longest, settings)
-        if stop.any():
-            kept = _closed(kept, step, stop)
-            if groups > 1:  # one that ends before the others of its sentence says no more
-                live = live._replace(total=live.total.masked_fill(stop.unsqueeze(1), -torch.inf))
-                stop = stop.view(-1, groups).all(1).repeat_interleave(groups)
-            ended.append(take((beams, kept), stop.nonzero().squeeze(1)))
-            going = (~stop).nonzero().squeeze(1)
-            if not len(going):
-                break
-            memory = take_groups(memory, going, len(beams))
-            beams, limits, live, kept = take((beams, limits, live, kept), going)
-        if not torch.equal(live.origin.flatten(), torch.arange(len(history[-1].token), device=source.device)):
-            state, notes = take((state, notes), live.origin.flatten())
-    order = torch.cat([part for part, _ in ended]).argsort()
-    together = _Kept(*(torch.cat(parts) for parts in zip(*(part for _, part in ended), strict=True)))
-    return take(together, order), history
+        stop = _ends(live, kept, age, beams.limits.longest, settings)
+        live = live._replace(total=live.total.masked_fill(stop.unsqueeze(1), -torch.inf))
+        beams = beams._replace(live=live, kept=_closed(kept, step, stop))
+        leave = stop.view(-1, groups).all(1).repeat_interleave(groups) if groups > 1 else stop  # a sentence as a whole
+        leaving = int(leave.sum())
+        changes = leaving > 0 and leaving * _FEW >= len(leave)
+        if changes:
+            ended.append(take(beams, leave.nonzero().squeeze(1)))
+            beams = take(beams, (~leave).nonzero().squeeze(1))
+        origin = beams.live.origin.flatten()
+        if not torch.equal(origin, torch.arange(len(history[-1].token), device=device)):
+            state, notes = take((state, notes), origin)
+        if changes:
+            fresh = torch.arange(entered, min(entered + room - len(beams.number), count), device=device)
+            if len(fresh):
+                entered += len(fresh)
+                beams, state, notes = join_rows([(beams, state, notes), pool.begin(fresh, len(history))])
+            memory = pool.memory_of(beams.number)
+    together = join_rows(ended)
+    return take(together, together.number.argsort()), history
 
 
-def _start(n: int, places: int, device: torch.device) -> _Prefixes:
-    """The empty prefix in every place. The first lives; whatever follows the dead others stays at -inf."""
-    total = torch.full((n, places), -torch.inf, device=device)
+class _Pool(NamedTuple):
+    """All beams before they begin, and what search takes along with them."""
+
+    memory: Tree
+    beams: _Beams
+    state: Tree
+    notes: Notes
+
+    def memory_of(self, number: Tensor) -> Tree:
+        """The memory of beams ``number`` (n,)."""
+        return self._of(self.memory, number)
+
+    def begin(self, number: Tensor, step: int) -> tuple[_Beams, Tree, Notes]:
+        """Beams ``number`` (n,) that read BOS at this step, with their state and notes."""
+        beams, state, notes = self._of((self.beams, self.state, self.notes), number)
+        return beams._replace(born=torch.full_like(number, step)), state, notes
+
+    def _of(self, tree: T, number: Tensor) -> T:
+        count = len(self.beams.number)
+        return tree if len(number) == count else take_groups(tree, number, count)
+
+
+def _begun(limits: Limits, places: int) -> _Beams:
+    """The empty prefix in every place of a beam. The first lives; whatever follows the others stays at -inf."""
+    number = torch.arange(len(limits.longest), device=limits.longest.device)
+    dead = torch.full((len(number), places), -torch.inf, device=number.device)
+    total = dead.clone()
     total[:, 0] = 0.0
-    origin = torch.arange(total.numel(), device=device).view_as(total)
-    return _Prefixes(total, total, origin, torch.full_like(origin, BOS))
+    origin = torch.arange(total.numel(), device=number.device).view_as(total)
+    none = torch.full_like(origin, -1)
+    live = _Prefixes(total, total, origin, torch.full_like(origin, BOS))
+    return _Beams(number, torch.zeros_like(number), limits, live, _Kept(dead, dead, none, none))
 
 
-def _no_notes(live: _Prefixes, source: Tensor, limits: Limits, settings: SearchSettings) -> Notes:
-    """The notes before the first step, of what some rule needs."""
+def _no_notes(live: _Prefixes, positions: int, limits: Limits, settings: SearchSettings) -> Notes:
+    """The notes before the first step, of what some rule needs, over ``positions`` of the source."""
     rows, required = live.token.numel(), limits.wishes.required
     said = settings.needs_said or limits.wishes.forbidden is not None
     return Notes(
         live.token.new_zeros(rows, 0) if said else None,
         None if required is None else live.token.new_zeros(rows, required.length.size(1)),
-        live.total.new_zeros(rows, source.size(1)) if settings.coverage_penalty > 0 else None,
+        live.total.new_zeros(rows, positions) if settings.coverage_penalty > 0 else None,
     )
 
 
 def _continued(
-    live: _Prefixes, words: Tensor, step: int, limits: Limits, notes: Notes, settings: SearchSettings
+    live: _Prefixes, words: Tensor, age: Tensor, limits: Limits, notes: Notes, settings: SearchSettings
 ) -> _Prefixes:
     """The continuations that are looked at, (n, 2K), or the one that is drawn, (n, 1); ``words`` (R, V)."""
     places, vocabulary = live.total.size(1), words.size(1)
@@ -297,8 +358,8 @@ def _continued(
         totals.add_(live.total.unsqueeze(-1))  # nobody needs the words once more, and they are large
     else:
         totals = totals + live.total.unsqueeze(-1)
-    allow(totals, step, limits, notes, settings.min_length, settings.no_repeat_ngram)
-    total, column = _chosen(totals, step, limits, notes, settings)
+    allow(totals, age, limits, notes, settings.min_length, settings.no_repeat_ngram)
+    total, column = _chosen(totals, age, limits, notes, settings)
     if total.isnan().any():
         raise CheckpointError("model", "gives probabilities that are not numbers", "translate with another checkpoint")
     place, token = column // vocabulary, column % vocabulary
@@ -309,10 +370,13 @@ def _continued(
     return _Prefixes(total, log_probability, origin, token)
 
 
-def _chosen(totals: Tensor, step: int, limits: Limits, notes: Notes, settings: SearchSettings) -> tuple[Tensor, Tensor]:
+def _chosen(
+    totals: Tensor, age: Tensor, limits: Limits, notes: Notes, settings: SearchSettings
+) -> tuple[Tensor, Tensor]:
     """Totals and columns of ``totals`` (n, K, V), which is overwritten, by the settings' way to choose."""
     if settings.sampling is not None and limits.uniforms is not None:
-        return drawn(totals.squeeze(1), limits.uniforms[:, step], settings.sampling)
+        now = age.clamp(max=limits.uniforms.size(1) - 1).unsqueeze(1)  # one that has ended may be older
+        return drawn(totals.squeeze(1), limits.uniforms.gather(1, now).squeeze(1), settings.sampling)
     if settings.diversity is not None:
         return best_of_groups(totals, settings.diversity)
     if limits.wishes.required is not None and notes.progress is not None:
@@ -320,9 +384,11 @@ def _chosen(totals: Tensor, step: int, limits: Limits, notes: Notes, settings: S
     return best_columns(totals.flatten(1), 2 * totals.size(1))
 
 
-def _keep(kept: _Kept, step: int, new: _Prefixes, limits: Limits, notes: Notes, settings: SearchSettings) -> _Kept:
+def _keep(
+    kept: _Kept, step: int, age: Tensor, new: _Prefixes, limits: Limits, notes: Notes, settings: SearchSettings
+) -> _Kept:
     """The best K of those kept and of the ``new`` (n, K) that are EOS; ties to the earlier."""
-    score = new.total.masked_fill(new.token != EOS, -torch.inf) / length_penalty(step + 1, settings)
+    score = _valued(new.total.masked_fill(new.token != EOS, -torch.inf), age + 1, settings)
     if notes.coverage is not None:
         cover = coverage_penalty(notes.coverage, limits.source, settings.coverage_penalty)
         score = score + cover[new.origin]
@@ -332,16 +398,20 @@ def _keep(kept: _Kept, step: int, new: _Prefixes, limits: Limits, notes: Notes, 
     return _Kept(*(part.gather(1, order) for part in both))
 
 
-def _ends(live: _Prefixes, kept: _Kept, step: int, longest: Tensor, settings: SearchSettings) -> Tensor:
+def _valued(total: Tensor, length: Tensor, settings: SearchSettings) -> Tensor:
+    """Totals (n, K) of prefixes of ``length`` (n,) tokens, over the length penalty."""
+    return total / length_penalty(length, settings).to(total.dtype).unsqueeze(1)
+
+
+def _ends(live: _Prefixes, kept: _Kept, age: Tensor, longest: Tensor, settings: SearchSettings) -> Tensor:
     """(n,) whether each beam ends. The worst kept is -inf until K have finished; then only a beam where nothing lives,
     -inf as well, ends. Coverage is no reason to end: a live prefix may still read all of the source."""
-    best, worst = live.total.amax(1), kept.score[:, -1]
+    best, worst = live.total.amax(1, keepdim=True), kept.score[:, -1:]
     if settings.early_stopping == "first":
         over = (worst > -torch.inf) | (best == -torch.inf)
     else:
-        exhaustive = settings.early_stopping == "exhaustive"
-        over = best / length_penalty(longest.float() if exhaustive else step + 1, settings) <= worst
-    return over | (longest == step + 1)
+        over = _valued(best, longest if settings.early_stopping == "exhaustive" else age + 1, settings) <= worst
+    return over.squeeze(1) | (longest == age + 1)
 
 
 def _closed(kept: _Kept, step: int, stop: Tensor) -> _Kept:
@@ -356,30 +426,32 @@ def _limit(length: int, settings: SearchSettings) -> int:
     return max(1, int(settings.max_length_ratio * length + settings.max_length_extra))
 
 
-def length_penalty(length: int | Tensor, settings: SearchSettings) -> float | Tensor:
-    """What the log-probability of ``length`` tokens, EOS counted, is divided by."""
+def length_penalty(length: Tensor, settings: SearchSettings) -> Tensor:
+    """What the log-probability of ``length`` tokens, EOS counted, is divided by: float64."""
     if settings.length_penalty == "none":
-        return 1.0
-    base = length if settings.length_penalty == "average" else (5 + length) / 6
-    penalty: float | Tensor = base**settings.length_alpha
-    return penalty
+        return torch.ones_like(length, dtype=torch.float64)
+    base = length.double() if settings.length_penalty == "average" else (5 + length.double()) / 6
+    return base**settings.length_alpha
 
 
-def _winners(kept: _Kept, history: list[_Step], lengths: list[int], limits: list[int]) -> list[list[Hypothesis]]:
-    """What is kept (n, n_best), read back; of hypotheses that never finished only the first of a beam."""
-    tokens, weights = _walk_back(kept.step.flatten(), kept.row.flatten(), history)
-    scores, log_probabilities, steps = kept.score.tolist(), kept.log_probability.tolist(), kept.step.tolist()
+def _winners(ended: _Beams, history: list[_Step], n_best: int) -> list[list[Hypothesis]]:
+    """What is kept of each beam, at most ``n_best``, read back; of hypotheses that never finished only the first."""
+    kept = _Kept(*(part[:, :n_best] for part in ended.kept))
+    born = ended.born.unsqueeze(1).expand_as(kept.step)
+    tokens, weights = _walk_back(born.flatten(), kept.step.flatten(), kept.row.flatten(), history)
+    scores, log_probabilities, words = kept.score.tolist(), kept.log_probability.tolist(), (kept.step - born).tolist()
+    lengths, limits = ended.limits.source.tolist(), ended.limits.longest.tolist()
     results: list[list[Hypothesis]] = []
-    for sentence, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
+    for beam, (length, limit) in enumerate(zip(lengths, limits, strict=True)):
         results.append([])
-        for place, (score, step) in enumerate(zip(scores[sentence], steps[sentence], strict=True)):
+        for place, (score, count) in enumerate(zip(scores[beam], words[beam], strict=True)):
             if place > 0 and score == -torch.inf:
                 break
-            index = sentence * len(scores[sentence]) + place
-            ids = tokens[index, 1 : step + 1].tolist()
-            attention = None if weights is None else weights[index, : step + 1, :length].clone()
-            finished = score > -torch.inf and step + 1 < limit
-            results[-1].append(Hypothesis(ids, score, log_probabilities[sentence][place], finished, attention))
+            index = beam * len(scores[beam]) + place
+            ids = tokens[index, 1 : count + 1].tolist()
+            attention = None if weights is None else weights[index, : count + 1, :length].clone()
+            finished = score > -torch.inf and count + 1 < limit
+            results[-1].append(Hypothesis(ids, score, log_probabilities[beam][place], finished, attention))
     return results
 
 
@@ -392,21 +464,22 @@ def _merged(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
     return [hypothesis for hypothesis in different.values() if hypothesis.score > -torch.inf] or ranked[:1]
 
 
-def _walk_back(step: Tensor, row: Tensor, history: list[_Step]) -> tuple[Tensor, Tensor | None]:
+def _walk_back(born: Tensor, step: Tensor, row: Tensor, history: list[_Step]) -> tuple[Tensor, Tensor | None]:
     """The tokens (M, T) that M hypotheses read, BOS first, and their attention (M, T, S), on the CPU.
 
-    Hypothesis m ends in row ``row[m]`` of step ``step[m]``; what lies after its end is zero.
+    Hypothesis m was ``born[m]`` and ends in row ``row[m]`` of step ``step[m]``; what lies after its end is zero. Where
+    there is none its step is before its birth.
     """
-    longest = int(step.max())
+    longest = int((step - born).max())
     tokens = step.new_zeros(len(step), longest + 1)
     last = history[0].weights
     weights = None if last is None else last.new_zeros(len(step), longest + 1, last.size(1), dtype=torch.float32)
     row = row.clone()
-    for time in range(longest, -1, -1):
-        begun = (step >= time).nonzero().squeeze(1)
-        read, here = history[time], row[begun]
-        tokens[begun, time] = read.token[here]
+    for time in range(int(step.max()), -1, -1):
+        there = ((born <= time) & (time <= step)).nonzero().squeeze(1)
+        read, here, age = history[time], row[there], time - born[there]
+        tokens[there, age] = read.token[here]
         if weights is not None and read.weights is not None:
-            weights[begun, time] = read.weights[here].float()
-        row[begun] = read.origin[here]
+            weights[there, age] = read.weights[here].float()
+        row[there] = read.origin[here]
     return tokens.cpu(), None if weights is None else weights.cpu()

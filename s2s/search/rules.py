@@ -29,16 +29,17 @@ class Notes(NamedTuple):
     coverage: Tensor | None
     """(R, S) attention that each source token has had, float32 or wider."""
 
-    def after(self, token: Tensor, first: bool, required: Required | None, weights: Tensor | None) -> Notes:
-        """The notes once ``token`` (n, K) was read, BOS the ``first`` time, with ``weights`` (R, S) over the source.
+    def after(self, token: Tensor, first: Tensor, required: Required | None, weights: Tensor | None) -> Notes:
+        """The notes once ``token`` (n, K) was read, BOS where it is the ``first`` (n,), with ``weights`` (R, S).
 
         Raises UsageError if coverage is noted and the model has no weights.
         """
         said, progress, coverage = self
-        if said is not None and not first:
+        if said is not None and not first.all():
             said = torch.cat((said, token.view(-1, 1)), 1)
-        if progress is not None and required is not None and not first:
-            progress = required.after(progress.view(*token.shape, -1), token).flatten(0, 1)
+        if progress is not None and required is not None:
+            before = progress.view(*token.shape, -1)
+            progress = torch.where(first.view(-1, 1, 1), before, required.after(before, token)).flatten(0, 1)
         if coverage is not None:
             if weights is None:
                 raise UsageError("search.coverage_penalty", "the model has no attention to count", "set it to 0")
@@ -81,8 +82,8 @@ def coverage_penalty(coverage: Tensor, source: Tensor, weight: float) -> Tensor:
     return weight * (logs * real.unsqueeze(1)).sum(2).flatten()
 
 
-def allow(totals: Tensor, step: int, limits: Limits, notes: Notes, min_length: int, no_repeat_ngram: int) -> None:
-    """Overwrite with -inf what may not follow as token ``step`` (from 0) in ``totals`` (n, K, V).
+def allow(totals: Tensor, age: Tensor, limits: Limits, notes: Notes, min_length: int, no_repeat_ngram: int) -> None:
+    """Overwrite with -inf what may not follow as token ``age`` (n,), from 0, in ``totals`` (n, K, V).
 
     The later rule wins: no PAD and BOS; the required phrases, which no other word may crowd out and which come before
     EOS; minimum length; n-grams; forbidden phrases; the prefix, and EOS where the translation is as long as it may be.
@@ -90,12 +91,12 @@ def allow(totals: Tensor, step: int, limits: Limits, notes: Notes, min_length: i
     n, places, _ = totals.shape
     totals[..., PAD] = totals[..., BOS] = -torch.inf
     if limits.wishes.required is not None and notes.progress is not None:
-        _leave_room(totals, limits.longest - step - 2, limits.wishes.required, notes.progress.view(n, places, -1))
-    forced = _forced(step, limits)
+        _leave_room(totals, limits.longest - age - 2, limits.wishes.required, notes.progress.view(n, places, -1))
+    forced = _forced(age, limits)
     must = forced != PAD
     value = totals[must, :, forced[must]] if must.any() else None  # (beams that have no choice, K)
-    if step < min_length:
-        totals[..., EOS] = -torch.inf
+    if min_length:
+        totals[..., EOS].masked_fill_((age < min_length).unsqueeze(1), -torch.inf)
     if no_repeat_ngram and notes.said is not None:
         _forbid(totals, _repeating(notes.said, no_repeat_ngram))
     if limits.wishes.forbidden is not None and notes.said is not None:
@@ -105,12 +106,12 @@ def allow(totals: Tensor, step: int, limits: Limits, notes: Notes, min_length: i
         totals[must, :, forced[must]] = value
 
 
-def _forced(step: int, limits: Limits) -> Tensor:
+def _forced(age: Tensor, limits: Limits) -> Tensor:
     """(n,) the only word that may follow, or PAD where there is a choice."""
-    prefix = limits.wishes.forced
-    within = prefix is not None and step < prefix.size(1)
-    words = prefix[:, step] if prefix is not None and within else torch.full_like(limits.longest, PAD)
-    return words.masked_fill(limits.longest == step + 1, EOS)
+    prefix, words = limits.wishes.forced, torch.full_like(age, PAD)
+    if prefix is not None:
+        words = pad(prefix, (0, 1), value=PAD).gather(1, age.clamp(max=prefix.size(1)).unsqueeze(1)).squeeze(1)
+    return words.masked_fill(limits.longest == age + 1, EOS)
 
 
 def _forbid(totals: Tensor, words: Tensor) -> None:

@@ -22,7 +22,7 @@ from s2s.data.text import printable_output
 from s2s.data.tokenizer import Tokenizer, Tokenizers
 from s2s.errors import DataError
 from s2s.interfaces import BOS, EOS, PAD, Searchable
-from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
+from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search, can_enter
 from s2s.search.documents import Document, first_before
 from s2s.search.phrases import Forbidden, Ids, spelled
 from s2s.search.unknown import UnknownWords
@@ -32,6 +32,8 @@ LongLines = Literal["split", "truncate", "error"]
 
 _WINDOW = 16
 """Batches that are pooled for sorting by length; the first windows are smaller, so that the first answers come soon."""
+_QUEUE = 4
+"""Batches that are searched as one where sentences may enter while others are searched; all their memory is there."""
 
 
 class Line(NamedTuple):
@@ -172,10 +174,10 @@ class Translator:
             self.model.eval()
         parts = [part for line in lines for part in line.parts]
         found: dict[int, list[Hypothesis]] = {}
-        for batch in self._batches(parts):
+        for batch, together in self._batches(parts):
             if check is not None:
                 check()
-            found |= dict(zip(batch, self._search([parts[index] for index in batch]), strict=True))
+            found |= dict(zip(batch, self._search([parts[index] for index in batch], together), strict=True))
         first = 0
         for line in lines:
             own = range(first, first + len(line.parts))
@@ -261,17 +263,26 @@ class Translator:
 
     # --- searching ----------------------------------------------------------------------------------------------------
 
-    def _batches(self, parts: list[_Asked]) -> Iterator[list[int]]:
-        """Indices of parts, longest first, as many as fit ``batch_tokens`` padded positions."""
+    def _batches(self, parts: list[_Asked]) -> Iterator[tuple[list[int], int | None]]:
+        """Indices of parts, longest first, and how many of them fit ``batch_tokens`` padded positions together.
+
+        None where all do. More are given only where sentences enter while others are searched, and none that has less
+        than half of the positions of the longest, to which all are padded.
+        """
+        queue = _QUEUE if can_enter(self.model, self.settings) and not self.forbidden else 1
         order = sorted(range(len(parts)), key=lambda index: (-len(parts[index].source), index))
         while order:
-            size = max(1, self.settings.batch_tokens // len(parts[order[0]].source))
-            yield order[:size]
+            longest = len(parts[order[0]].source)
+            together = max(1, self.settings.batch_tokens // longest)
+            size = min(together * queue, len(order))
+            while size > together and 2 * len(parts[order[size - 1]].source) < longest:
+                size -= 1
+            yield order[:size], together if size > together else None
             order = order[size:]
 
-    def _search(self, parts: list[_Asked]) -> list[list[Hypothesis]]:
+    def _search(self, parts: list[_Asked], together: int | None) -> list[list[Hypothesis]]:
         """Search, and again wherever a forbidden phrase came out, now without the spelling that was used."""
-        found, asked = dict(enumerate(self._beam(parts))), dict(enumerate(parts))
+        found, asked = dict(enumerate(self._beam(parts, together))), dict(enumerate(parts))
         while asked := {index: more for index, part in asked.items() if (more := self._refused(part, found[index]))}:
             found |= zip(asked, self._beam(list(asked.values())), strict=True)
         return [found[index] for index in range(len(parts))]
@@ -286,7 +297,7 @@ class Translator:
         assert not spellings <= {*wishes.forbidden}, "search says what it was asked not to say"
         return part._replace(wishes=wishes._replace(forbidden=(*wishes.forbidden, *sorted(spellings))))
 
-    def _beam(self, parts: list[_Asked]) -> list[list[Hypothesis]]:
+    def _beam(self, parts: list[_Asked], together: int | None = None) -> list[list[Hypothesis]]:
         if not parts:
             return []
         lengths = torch.tensor([len(part.source) for part in parts])
@@ -297,7 +308,7 @@ class Translator:
         return beam_search(
             self.model, padded.to(self.device), lengths.to(self.device), self.settings,
             attention=self.attention, n_best=self.n_best, wishes=[part.wishes for part in parts],
-            before=map_tree(lambda tensor: tensor.to(self.device), before),
+            before=map_tree(lambda tensor: tensor.to(self.device), before), together=together,
         )  # fmt: skip
 
     # --- what is answered ---------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ from s2s.machine import keep_freed_memory
 from s2s.models import layers
 from s2s.models.recurrence import Recurrence, RecurrentLayer
 from s2s.progress import say
+from s2s.search import beam as beam_search
 from s2s.training import objective
 
 RESULT, SEARCH_RESULT = RESULTS / "speed-gains.json", RESULTS / "speed-gains-search.json"
@@ -123,6 +124,12 @@ STEPS = {
 }  # fmt: skip
 SEARCH_STEPS = {
     "layout": Without("matrices laid out once", (), lambda: replaced(products._packs, lambda *asked: False)),
+    "entering": Without(
+        "sentences that enter while others are searched",
+        (),
+        lambda: replaced(beam_search.can_enter, lambda *asked: False),
+    ),
+    "leaving": Without("beams that leave an eighth at a time", (), lambda: setattr(beam_search, "_FEW", 10**9)),
     "memory": STEPS["memory"],
     "small-pages": Without("no huge pages", (), lambda: os.environ.update(THP_MEM_ALLOC_ENABLE="1")),
 }

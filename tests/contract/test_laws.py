@@ -34,7 +34,7 @@ from s2s.interfaces import PAD, Decoded, Memory
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.models.start import StartKind
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
-from s2s.tree import Tree, leaves, repeat, take, take_groups
+from s2s.tree import Tree, join_rows, leaves, repeat, take, take_groups
 
 WEIGHTS = frozenset({"weights"})
 PAIRS = pairs((6, 4, 3, 1))
@@ -125,6 +125,34 @@ def test_steps_are_normalised_and_equal_teacher_forcing(case: Case) -> None:
         assert same(words.exp().sum(-1), torch.ones(len(token), dtype=torch.float64))
         assert same(words, expected[:, position])
         assert same(shown, None if weights is None else weights[:, position])
+
+
+@torch.no_grad()
+@every_case
+def test_a_sentence_can_begin_beside_others_unless_state_grows(case: Case) -> None:
+    """Rows 1 and 3 begin two steps after rows 0 and 2, in one batch with them."""
+    model, words = build(case), PAIRS.words
+    memory, new = model.start(PAIRS.source, PAIRS.lengths, WEIGHTS)
+    steps = []
+    state = new
+    for token in words.unbind(1):
+        steps.append((state, *model.step(token, memory, state)))
+        state = steps[-1][-1]
+    sizes = [[leaf.shape for leaf in leaves(state)] for state in (new, steps[2][0])]
+    assert model.grows == (sizes[0] != sizes[1])
+    if model.grows:
+        return
+    old, young = torch.tensor([0, 2]), torch.tensor([1, 3])
+    here = join_rows([take(steps[2][0], old), take(new, young)])
+    memory = take(memory, torch.cat((old, young)))
+    for position in (0, 1):
+        token = torch.cat((words[old, position + 2], words[young, position]))
+        found, shown, here = model.step(token, memory, here)
+        _, of_old, seen_old, _ = steps[position + 2]
+        _, of_young, seen_young, _ = steps[position]
+        assert same(found, torch.cat((of_old[old], of_young[young])))
+        if shown is not None and seen_old is not None and seen_young is not None:
+            assert same(shown, torch.cat((seen_old[old], seen_young[young])))
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from s2s.errors import UsageError
 from s2s.interfaces import BOS, EOS, UNK, Searchable
 from s2s.models.ensemble import Ensemble
 from s2s.models.seq2seq import Seq2Seq
-from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
+from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search, can_enter
 
 SEEING: dict[str, Options] = {
     "pre-relative": EVERY_STACK["pre-relative"],
@@ -172,6 +172,69 @@ def test_company_and_padding_do_not_change_any_option(case: Case, option: str) -
     wider = torch.cat([PAIRS.source, torch.full((4, 4), 6)], 1)
     other = Pairs(wider[turned], PAIRS.lengths[turned], PAIRS.target[turned])
     assert same(sought(model, other, option, turned), [expected[row] for row in turned])
+
+
+ENTERING: dict[str, dict[str, Any]] = {
+    "beam": {"beam": 3, "coverage_penalty": 0.3},
+    "greedy": {"beam": 1, "min_length": 2},
+    "gnmt": {"beam": 4, "length_penalty": "gnmt", "length_alpha": 3.0, "early_stopping": "exhaustive"},
+    "first": {"beam": 2, "early_stopping": "first"},
+    "diverse": OPTIONS["diverse"],
+    "sampled": OPTIONS["sampled"],
+    "wished": {"beam": 3},
+}
+MANY = pairs((5, 2, 4, 1, 3) * 4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("option", ENTERING)
+@each_model
+def test_sentences_that_enter_while_others_are_searched_become_what_they_would(case: Case, option: str) -> None:
+    model = build(case)
+    count = len(MANY.lengths)
+    settings = SearchSettings(max_length_ratio=1, max_length_extra=5, **ENTERING[option])
+    n_best = 2 if option == "sampled" else settings.beam
+    wishes = [Wishes(row) for row in range(count)]
+    if option == "wished":
+        wishes[1::2] = [Wishes(row, required=((4, 5), (7,)), prefix=(6,)) for row in range(1, count, 2)]
+
+    def found(together: int | None, rows: slice = slice(count)) -> list[list[Hypothesis]]:
+        some = MANY.rows(rows)
+        return beam_search(
+            model, some.source, some.lengths, settings, attention=True, n_best=n_best, wishes=wishes[rows],
+            together=together,
+        )  # fmt: skip
+
+    if case.decoder.get("attention") == {"kind": "none"} and settings.coverage_penalty:
+        pytest.skip("it has no attention to count")
+    if not can_enter(model, settings):
+        assert model.grows
+        with pytest.raises(ValueError, match="cannot enter"):
+            found(2)
+        return
+    expected = [found(None, slice(row, row + 1))[0] for row in range(count)]
+    assert option == "first" or len({len(kept[0].ids) for kept in expected}) > 1  # they do not all end at once
+    for together in (None, 1, 5, 16):
+        assert same(found(together), expected)
+
+
+@torch.no_grad()
+@each_model
+def test_who_has_ended_may_stay_while_others_go_on(case: Case) -> None:
+    """Where there are many they leave some at a time."""
+    model, settings = build(case), SearchSettings(beam=2, max_length_ratio=1, max_length_extra=1)
+    expected = [hypotheses(model, MANY.rows(slice(row, row + 1)), settings)[0] for row in range(len(MANY.lengths))]
+    assert len({len(kept[0].ids) for kept in expected}) > 1
+    assert same(hypotheses(model, MANY, settings), expected)
+
+
+def test_no_sentence_enters_where_words_said_are_kept() -> None:
+    model = build(CASES[0])
+    assert not can_enter(model, SearchSettings(no_repeat_ngram=2))
+    assert not can_enter(model, SearchSettings(repetition_penalty=1.1))
+    with pytest.raises(ValueError, match="cannot enter"):
+        wishes = [Wishes(row, forbidden=((4,),)) for row in range(4)]
+        beam_search(model, PAIRS.source, PAIRS.lengths, SearchSettings(), wishes=wishes, together=2)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ class Scripted:
     """
 
     sentences_before = 0
+    grows = True
 
     def __init__(
         self, *scripts: Script, dtype: torch.dtype = torch.float32, attention: Attention | None = None

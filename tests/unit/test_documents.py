@@ -175,6 +175,8 @@ def texts(before: Before | None, row: int) -> list[str]:
 class Listener:
     """Says its source again, and notes for every source what was before it."""
 
+    grows = False
+
     def __init__(self, sentences_before: int) -> None:
         self.sentences_before = sentences_before
         self.told: list[tuple[str, list[str]]] = []

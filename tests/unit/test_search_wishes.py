@@ -112,7 +112,7 @@ def test_words_that_leave_too_little_room_are_not_allowed(step: int, allowed: se
     limits = Limits(torch.tensor([4]), torch.tensor([1]), tabled([Wishes(required=((A, B),))], [4], 0, CPU), None)
     progress = torch.tensor([[0], [0], [1]][step : step + 1])
     totals = torch.zeros(1, 1, VOCABULARY)
-    allow(totals, step, limits, Notes(None, progress, None), 0, 0)
+    allow(totals, torch.tensor([step]), limits, Notes(None, progress, None), 0, 0)
     assert set((totals[0, 0] == 0).nonzero().flatten().tolist()) == allowed
 
 
