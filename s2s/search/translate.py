@@ -269,7 +269,7 @@ class Translator:
         None where all do. More are given only where sentences enter while others are searched, and none that has less
         than half of the positions of the longest, to which all are padded.
         """
-        queue = _QUEUE if can_enter(self.model, self.settings) and not self.forbidden else 1
+        queue = _QUEUE if can_enter(self.model, self.settings) else 1
         order = sorted(range(len(parts)), key=lambda index: (-len(parts[index].source), index))
         while order:
             longest = len(parts[order[0]].source)
