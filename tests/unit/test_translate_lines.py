@@ -65,6 +65,35 @@ class Scripted:
         return scores, None if self.backwards is None else weights, {"said": said}
 
 
+class Steady:
+    """Says its source again; all it remembers is how far it is. Notes how many begin, and how many are searched."""
+
+    sentences_before = 0
+    grows = False
+
+    def __init__(self) -> None:
+        self.begun: list[int] = []
+        self.rows: list[int] = []
+
+    def start(
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
+    ) -> tuple[Tree, Tree]:
+        self.begun.append(len(source))
+        return repeat(((source,), lengths.new_zeros(len(source))), places)
+
+    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
+        self.rows.append(len(token))
+        scores = torch.full((len(token), WORDS.size), -10.0)
+        rows = torch.arange(len(token))
+        scores[rows, memory[0][rows, state]] = 0.0
+        return scores.log_softmax(-1), None, state + 1
+
+
 def copying(source: list[int], said: list[int]) -> dict[int, float]:
     """The source word for word."""
     return {source[len(said)]: 1.0} if len(said) < len(source) else {EOS: 1.0}
@@ -304,6 +333,25 @@ def test_a_few_long_lines_are_held_like_many_short_ones() -> None:
     lines = ["a " * 99] * 20
     for found in translator(Scripted(copying), batch_tokens=100).translate(counted(lines, taken)):
         assert len(taken) - found.number < 16
+
+
+@pytest.mark.parametrize("forbidden", [(), ("e",)])
+def test_sentences_enter_where_others_have_ended(forbidden: tuple[str, ...]) -> None:
+    """Four of two pieces fit. The second window is of two batches: it begins as one, and four at most are searched."""
+    model = Steady()
+    lines = ["a", "b", "c", "d"] * 3
+    found = translated(model, *lines, beam=1, batch_tokens=8, forbidden=forbidden)
+    assert [one.text for one in found] == lines
+    assert model.begun == [4, 8] and max(model.rows) == 4
+
+
+def test_much_shorter_sentences_wait_for_a_batch_of_their_own() -> None:
+    """After a window of four, a source of eight pieces begins with one of four, to enter after it, not with two."""
+    model = Steady()
+    lines = ["a"] * 4 + ["b", "a b c d e f a", "c", "a b c"]
+    found = translated(model, *lines, beam=1, batch_tokens=8)
+    assert [one.text for one in found] == lines
+    assert model.begun == [4, 2, 2] and model.rows == [4] * 2 + [1] * (8 + 4) + [2] * 2
 
 
 def test_work_can_be_left_between_batches() -> None:
