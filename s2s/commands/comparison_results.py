@@ -198,7 +198,20 @@ def markdown(settings: ComparisonSettings, found: Found) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     signed = [f"{NUMBERS[name].heading}: `{'`, `'.join(used)}`" for name, used in found["signatures"].items() if used]
     parts = [f"# {settings.title}", settings.introduction.strip(), "\n".join(lines), "; ".join(signed)]
+    parts += _length_lines(found)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _length_lines(found: Found) -> list[str]:
+    """A heading and a table of the first metric by source length; nothing where no row has it."""
+    lengths = _length_table(found, found["systems"])
+    if lengths is None:
+        return []
+    lines = [f"| system | {' | '.join(lengths['bands'])} |", "|---|" + "--:|" * len(lengths["bands"])]
+    for name, values in lengths["rows"]:
+        lines.append(f"| `{name}` | {' | '.join('-' if value is None else f'{value:.1f}' for value in values)} |")
+    heading = f"## {NUMBERS[found['metric']].heading} by words of the source"
+    return [heading, "In brackets how many sentences there are of such a length.", "\n".join(lines)]
 
 
 def _cell(name: ColumnName, system: Found, baseline: str) -> str:

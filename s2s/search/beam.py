@@ -129,7 +129,7 @@ class Hypothesis(NamedTuple):
 def can_enter(model: Searchable, settings: SearchSettings) -> bool:
     """Whether sentences may enter while others are searched: what is remembered has one size at every step.
 
-    Not where phrases are forbidden.
+    Nor may they where a wish forbids phrases, for then the words said are remembered.
     """
     return not model.grows and not settings.needs_said
 

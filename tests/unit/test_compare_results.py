@@ -85,6 +85,26 @@ def test_the_table_has_mean_lowest_and_highest_of_what_is_there(systems: list[Sy
     assert lines[7].endswith("| 1 of 1 | - | - | 2,000 (2,000-2,000) | 1,234 |")
     assert lines[8] == "| `c` | not yet run |" + " |" * 9
     assert lines[10] == "BLEU: `BLEU|sig`"
+    assert len(lines) == 11  # no row has bands of length
+
+
+def test_the_table_has_the_metric_by_source_length(systems: list[System], reference: Path) -> None:
+    systems[0].rows[1]["scores"][0]["by_length"] = bands(1.0, None, 5.0)
+    systems[0].rows[2]["scores"][0]["by_length"] = bands(2.0, None, 9.0)
+    systems[1].rows[2]["scores"][0]["by_length"] = bands(4.0, 3.26, None)
+    asked = settings(title="Toys", introduction="Some words.\n")
+    lines = markdown(asked, result(asked, systems, "a", reference, [])).splitlines()
+    assert lines[11:] == [
+        "",
+        "## BLEU by words of the source",
+        "",
+        "In brackets how many sentences there are of such a length.",
+        "",
+        "| system | 0-2 (4) | 3-4 (4) | 5+ (4) |",
+        "|---|--:|--:|--:|",
+        "| `a` | 1.5 | - | 7.0 |",
+        "| `b` | 4.0 | 3.3 | - |",
+    ]
 
 
 def test_differences_are_of_the_seeds_that_both_have(systems: list[System], reference: Path) -> None:
