@@ -182,7 +182,9 @@ def measure(seed: int, threads: int) -> dict[str, Any]:
             "bleu": score.value,
             "signature": score.signature,
         }
-    return {"seed": seed, "threads": threads, "systems": systems}
+    learned_from = list(read_raw_lines(RUNS / f"distilled-{seed}.de"))
+    right = sum(one == other for one, other in zip(learned_from, lines("train", "de"), strict=True)) / len(learned_from)
+    return {"seed": seed, "threads": threads, "distilled_right": right, "systems": systems}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
