@@ -198,8 +198,8 @@ def beam_search(
 
     At least one, and fewer than asked for where fewer finished. When sampling, exactly ``n_best`` independent draws, in
     the order of their numbers. ``wishes``: what is asked of the translation of each sentence; without them all are
-    number 0. ``before``: the sentences before each. ``together``: how many are searched at once, by default all; the
-    next enter when some end, which needs `can_enter`. A model is put into evaluation mode by the caller.
+    number 0. ``before``: the sentences before each. ``together``: the most that are searched at once, by default all;
+    the next enter when some end, which needs `can_enter`. A model is put into evaluation mode by the caller.
 
     Raises UsageError if ``n_best`` is not in 1..beam, if a wish cannot be met, or if the model lacks the attention that
     a setting needs; CheckpointError if the model gives NaN.
@@ -209,14 +209,14 @@ def beam_search(
     if not len(lengths):
         return []
     wishes = [Wishes()] * len(lengths) if wishes is None else wishes
-    if together is not None and (not can_enter(model, settings) or any(wish.forbidden for wish in wishes)):
+    together = len(lengths) if together is None else together
+    if together < len(lengths) and (not can_enter(model, settings) or any(wish.forbidden for wish in wishes)):
         raise ValueError("sentences cannot enter while others are searched")
     beams = settings.groups if settings.sampling is None else n_best  # of each sentence
     longest = [_limit(length, settings) for length in lengths.tolist()]
     limits = _limits(wishes, longest, lengths, beams, settings)
     with torch.autocast(source.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        room = beams * (len(longest) if together is None else together)
-        ended, history = _search(model, source, lengths, limits, settings, attention, before, room)
+        ended, history = _search(model, source, lengths, limits, settings, attention, before, beams * together)
     found = iter(_winners(ended, history, n_best))
     by_sentence = [list(itertools.islice(found, beams)) for _ in longest]
     if settings.diversity is not None:

@@ -263,11 +263,11 @@ class Translator:
 
     # --- searching ----------------------------------------------------------------------------------------------------
 
-    def _batches(self, parts: list[_Asked]) -> Iterator[tuple[list[int], int | None]]:
+    def _batches(self, parts: list[_Asked]) -> Iterator[tuple[list[int], int]]:
         """Indices of parts, longest first, and how many of them fit ``batch_tokens`` padded positions together.
 
-        None where all do. More are given only where sentences enter while others are searched, and none that has less
-        than half of the positions of the longest, to which all are padded.
+        More are given only where sentences enter while others are searched, and none that has less than half of the
+        positions of the longest, to which all are padded.
         """
         queue = _QUEUE if can_enter(self.model, self.settings) else 1
         order = sorted(range(len(parts)), key=lambda index: (-len(parts[index].source), index))
@@ -277,14 +277,19 @@ class Translator:
             size = min(together * queue, len(order))
             while size > together and 2 * len(parts[order[size - 1]].source) < longest:
                 size -= 1
-            yield order[:size], together if size > together else None
+            yield order[:size], together
             order = order[size:]
 
-    def _search(self, parts: list[_Asked], together: int | None) -> list[list[Hypothesis]]:
-        """Search, and again wherever a forbidden phrase came out, now without the spelling that was used."""
+    def _search(self, parts: list[_Asked], together: int) -> list[list[Hypothesis]]:
+        """Search, and again wherever a forbidden phrase came out, now without the spelling that was used.
+
+        None enters in a search that is told what not to say, so these are done ``together`` at a time.
+        """
         found, asked = dict(enumerate(self._beam(parts, together))), dict(enumerate(parts))
         while asked := {index: more for index, part in asked.items() if (more := self._refused(part, found[index]))}:
-            found |= zip(asked, self._beam(list(asked.values())), strict=True)
+            again = list(asked)
+            for some in (again[first : first + together] for first in range(0, len(again), together)):
+                found |= zip(some, self._beam([asked[index] for index in some], together), strict=True)
         return [found[index] for index in range(len(parts))]
 
     def _refused(self, part: _Asked, found: list[Hypothesis]) -> _Asked | None:
@@ -297,9 +302,7 @@ class Translator:
         assert not spellings <= {*wishes.forbidden}, "search says what it was asked not to say"
         return part._replace(wishes=wishes._replace(forbidden=(*wishes.forbidden, *sorted(spellings))))
 
-    def _beam(self, parts: list[_Asked], together: int | None = None) -> list[list[Hypothesis]]:
-        if not parts:
-            return []
+    def _beam(self, parts: list[_Asked], together: int) -> list[list[Hypothesis]]:
         lengths = torch.tensor([len(part.source) for part in parts])
         padded = torch.full((len(parts), int(lengths.max())), PAD)
         for row, part in enumerate(parts):

@@ -71,6 +71,31 @@ class Scripted:
         return log_probabilities, weights, {"said": said}
 
 
+class Copier:
+    """Says its source again; all it remembers is how far it is. Ids are below ``size``."""
+
+    grows = False
+
+    def __init__(self, size: int, sentences_before: int = 0) -> None:
+        self.size, self.sentences_before = size, sentences_before
+
+    def start(
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        want: frozenset[str] = NOTHING,
+        places: int = 1,
+        before: Before | None = None,
+    ) -> tuple[Tree, Tree]:
+        return repeat(((source,), lengths.new_zeros(len(source))), places)
+
+    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
+        source, rows = memory[0], torch.arange(len(token))
+        scores = torch.full((len(token), self.size), -10.0)
+        scores[rows, source[rows, state]] = 0.0
+        return scores.log_softmax(-1), None, (state + 1).clamp(max=source.size(1) - 1)
+
+
 def tree(branches: dict[Words, dict[int, float]]) -> Script:
     """The script with these branches; EOS is certain everywhere else."""
     return lambda said: branches.get(said, {EOS: 1.0})

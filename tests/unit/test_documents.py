@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scripted import Copier
 from torch import Tensor
 
 from s2s import config as configuration
@@ -29,7 +30,7 @@ from s2s.search.documents import first_before
 from s2s.search.score import Forced, Scorer
 from s2s.search.translate import Line, LongLines, Translator
 from s2s.serve.desk import Desk, Job, Way
-from s2s.tree import Tree, repeat
+from s2s.tree import Tree
 
 WORDS = WhitespaceTokenizer(b"a\nb\nc\nd\ne\nf")
 A, B, C, D, E, F = range(4, 10)
@@ -172,13 +173,11 @@ def texts(before: Before | None, row: int) -> list[str]:
     return [WORDS.decode(one[:-1].tolist()) for one in ids if len(one)]
 
 
-class Listener:
-    """Says its source again, and notes for every source what was before it."""
-
-    grows = False
+class Listener(Copier):
+    """Notes for every source what was before it."""
 
     def __init__(self, sentences_before: int) -> None:
-        self.sentences_before = sentences_before
+        super().__init__(WORDS.size, sentences_before)
         self.told: list[tuple[str, list[str]]] = []
 
     def start(
@@ -192,12 +191,7 @@ class Listener:
         assert (before is None) == (self.sentences_before == 0)
         for row, length in enumerate(lengths.tolist()):
             self.told.append((WORDS.decode(source[row, : length - 1].tolist()), texts(before, row)))
-        return repeat(((source,), torch.zeros(len(lengths), dtype=torch.int64)), places)
-
-    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
-        scores = torch.full((len(token), WORDS.size), -10.0)
-        scores[torch.arange(len(token)), memory[0][torch.arange(len(token)), state]] = 0.0
-        return scores.log_softmax(-1), None, (state + 1).clamp(max=memory[0].size(1) - 1)
+        return super().start(source, lengths, want, places, before)
 
 
 def told(model: Listener, *lines: Line | str | None, longest: int = 99, long_lines: LongLines = "split") -> list[Any]:

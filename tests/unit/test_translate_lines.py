@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripted import Copier
 from torch import Tensor
 
 from s2s.config import AnyDecoder, AnyEncoder
@@ -65,33 +66,21 @@ class Scripted:
         return scores, None if self.backwards is None else weights, {"said": said}
 
 
-class Steady:
-    """Says its source again; all it remembers is how far it is. Notes how many begin, and how many are searched."""
-
-    sentences_before = 0
-    grows = False
+class Steady(Copier):
+    """Notes how many begin, and how many are searched."""
 
     def __init__(self) -> None:
+        super().__init__(WORDS.size)
         self.begun: list[int] = []
         self.rows: list[int] = []
 
-    def start(
-        self,
-        source: Tensor,
-        lengths: Tensor,
-        want: frozenset[str] = NOTHING,
-        places: int = 1,
-        before: Before | None = None,
-    ) -> tuple[Tree, Tree]:
+    def start(self, source: Tensor, *more: Any) -> tuple[Tree, Tree]:
         self.begun.append(len(source))
-        return repeat(((source,), lengths.new_zeros(len(source))), places)
+        return super().start(source, *more)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
         self.rows.append(len(token))
-        scores = torch.full((len(token), WORDS.size), -10.0)
-        rows = torch.arange(len(token))
-        scores[rows, memory[0][rows, state]] = 0.0
-        return scores.log_softmax(-1), None, state + 1
+        return super().step(token, memory, state)
 
 
 def copying(source: list[int], said: list[int]) -> dict[int, float]:
@@ -343,6 +332,14 @@ def test_sentences_enter_where_others_have_ended(forbidden: tuple[str, ...]) -> 
     found = translated(model, *lines, beam=1, batch_tokens=8, forbidden=forbidden)
     assert [one.text for one in found] == lines
     assert model.begun == [4, 8] and max(model.rows) == 4
+
+
+def test_a_second_search_has_no_more_sentences_at_once() -> None:
+    """All say what is forbidden, and are searched again: the eight that began as one, four at a time."""
+    model = Steady()
+    found = translated(model, *["a"] * 12, beam=1, batch_tokens=8, forbidden=("a",))
+    assert not any("a" in one.text for one in found)
+    assert model.begun == [4, 4, 8, 4, 4] and max(model.rows) == 4
 
 
 def test_much_shorter_sentences_wait_for_a_batch_of_their_own() -> None:
