@@ -4,18 +4,24 @@ The first INT, TERM or HUP lets the update in progress finish, then the state is
 number. A second INT ends the process at once; the last checkpoint stays. USR1 saves and goes on, or stops like the
 others where that was asked for. Before the first update there is nothing to save and much to wait for, so a signal
 ends the work where it stands: see `Signals.nothing_to_save`.
+
+Python's handlers wait until a library returns, and are called once for all signals of a kind that came meanwhile. The
+learning of a vocabulary takes minutes and an update may take seconds, so a thread watches too, and ends the process
+where nobody may wait.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from s2s.errors import Stopped
 from s2s.progress import say
@@ -34,10 +40,12 @@ class Signals:
         """Whether a checkpoint was asked for."""
         self._stopping = (*_STOP, signal.SIGUSR1) if usr1_stops else _STOP
         self._before: dict[int, Any] = {}
+        self._watch: _Watch | None = None
         self._raises = False
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
+            self._watch = _Watch(self)
             for number in (*_STOP, signal.SIGUSR1):
                 if signal.getsignal(number) != signal.SIG_IGN:  # a signal ignored by nohup stays ignored
                     self._before[number] = signal.signal(number, self._note)
@@ -48,24 +56,19 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._watch is not None:
+            self._watch.close()
 
     @contextmanager
     def nothing_to_save(self) -> Iterator[None]:
         """In this context a signal that asks to stop raises `Stopped` where the work stands.
 
-        Python's handlers wait until a library returns, which for the learning of a vocabulary is minutes. So a thread
-        watches too, and ends the process when a second later it is still there. Inside, every file must be written so
-        that a kill does no harm.
+        Or ends the process, when a second later a library has not returned. Inside, every file must be written so that
+        a kill does no harm.
         """
         if not self._before:
             yield
             return
-        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(reader, True)
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        left = threading.Event()
-        watch = threading.Thread(target=self._watch, args=(reader, left), name="signals", daemon=True)
-        watch.start()
         try:
             self._raises = True
             if self.stop is not None:
@@ -73,30 +76,71 @@ class Signals:
             yield
         finally:
             self._raises = False
-            left.set()
-            signal.set_wakeup_fd(before)
-            os.close(writer)  # the thread reads to the end of it
-            watch.join()
-            os.close(reader)
 
-    def _watch(self, reader: int, left: threading.Event) -> None:
-        while received := os.read(reader, 1):  # the numbers of the signals, as the interpreter writes them
-            if received[0] in self._stopping and not left.wait(_GRACE):
-                say(f"s2s: error: {stopped(received[0])}")
-                os._exit(128 + received[0])
+    def stops(self, number: int) -> bool:
+        """Whether the signal ``number`` asks to stop."""
+        return number in self._stopping
+
+    @property
+    def nothing_is_lost(self) -> bool:
+        """Whether the work may end where it stands."""
+        return self._raises
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if number not in self._stopping:
+        if not self.stops(number):
             self.save = True
-        elif number == signal.SIGINT and self.stop == signal.SIGINT:
-            with suppress(OSError, ValueError):  # it may be closed; without it that number may be another file's
-                if sys.__stderr__ is not None:
-                    os.write(sys.__stderr__.fileno(), b"s2s: stopped at once, without saving\n")
-            os._exit(128 + signal.SIGINT)
         elif self.stop is None:
             self.stop = number
             if self._raises:
                 raise stopped(number)
+
+
+class _Watch:
+    """A thread that is told of every signal by the interpreter's own handler, whatever Python code is doing."""
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, after what has come already."""
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writer)  # the thread reads to the end of it
+        self._thread.join()
+        os.close(self._reader)
+
+    def _run(self) -> None:
+        told = select.poll()
+        told.register(self._reader, select.POLLIN)
+        asked: tuple[int, float] | None = None  # the first signal that asked to stop, and until when it is waited for
+        interrupts = 0
+        while True:
+            left = None if asked is None else max(0.0, asked[1] - time.monotonic()) * 1000
+            if not told.poll(left) and asked is not None:
+                if self._signals.nothing_is_lost:
+                    say(f"s2s: error: {stopped(asked[0])}")
+                    os._exit(128 + asked[0])
+                asked = None
+                continue
+            received = os.read(self._reader, 1)  # the number of a signal
+            if not received:
+                return
+            number = received[0]
+            interrupts += number == signal.SIGINT
+            if interrupts > 1:
+                _end_at_once()
+            if asked is None and self._signals.stops(number):
+                asked = number, time.monotonic() + _GRACE
+
+
+def _end_at_once() -> NoReturn:
+    with suppress(OSError, ValueError):  # it may be closed; without it that number may be another file's
+        if sys.__stderr__ is not None:
+            os.write(sys.__stderr__.fileno(), b"s2s: stopped at once, without saving\n")
+    os._exit(128 + signal.SIGINT)
 
 
 def stopped(number: int, where: str = "before the first update; nothing to save yet") -> Stopped:

@@ -264,13 +264,13 @@ def test_a_sleep(project: Path, new_run: Path, finished: Path, warm: Warm) -> No
 # --- before there is anything to save ---------------------------------------------------------------------------------
 
 _BUSY = """
-import hashlib, sys
+import contextlib, hashlib, sys
 from s2s import cli
 from s2s.errors import S2SError
 from s2s.training.signals import Signals
 
 try:
-    with Signals() as signals, signals.nothing_to_save():
+    with Signals() as signals, signals.nothing_to_save() if "{where}" == "before" else contextlib.nullcontext():
         print("ready", flush=True)
         hashlib.pbkdf2_hmac("sha256", b"one call", b"that takes an hour and sees no signal", (1 << 31) - 1)
 except S2SError as error:
@@ -278,17 +278,39 @@ except S2SError as error:
 """
 
 
+def busy(where: str) -> subprocess.Popen[bytes]:
+    """A process in one long call into C, ``before`` the first update or ``after`` it."""
+    command = [sys.executable, "-c", _BUSY.format(where=where)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    return process
+
+
 @pytest.mark.fault("S2")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_library_that_sees_no_signal(number: signal.Signals) -> None:
     """Python's handlers run when a call into C returns; whoever waits for the end of the process waits a second."""
-    process = subprocess.Popen([sys.executable, "-c", _BUSY], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    process = busy("before")
     process.send_signal(number)
     outcome = finish(process)
     assert outcome.code == 128 + number
     what = f"stopped by {number.name} before the first update; nothing to save yet; continue with the same command"
     assert outcome.err == f"s2s: error: {what}\n"
+
+
+@pytest.mark.fault("S3")
+def test_two_interrupts_of_a_library_that_sees_no_signal() -> None:
+    """Python calls its handler once for both, when the library returns: an update is one call for most of its time."""
+    process = busy("after")
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)  # more than is given before the first update
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    outcome = finish(process)
+    assert (outcome.code, outcome.err) == (130, "s2s: stopped at once, without saving\n")
 
 
 @pytest.mark.fault("S2")
