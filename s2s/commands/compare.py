@@ -8,7 +8,8 @@
       logs/NAME-SEED.txt                                   what it said
       first/NAME.yaml                                      the settings that the others start like
 
-Nothing is kept in memory: what is finished is what has a row, and the same command again goes on from there.
+Nothing is kept in memory: what is finished is what has a row, and the same command again goes on from there. What was
+found is written anew after every row.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def compare(what: Sequence[Path], options: Options) -> None:
     with RunLock(comparison.output):
         failed = comparison.work() if options.train else []
         unfinished = comparison.write(failed)
+    say(f"wrote {comparison.page}, {comparison.result} and {comparison.table}")
     if failed:
         raise Incomplete(failed, len(comparison.cells))
     for one in unfinished:
@@ -155,6 +157,7 @@ class Comparison:
                 say(f"{ended.task.name}: failed: {ended.why}")
             else:
                 say(f"{ended.task.name}: {_told(ended.task)} ({done} of {len(tasks)})")
+                self.write(failed)
 
         if tasks:
             say(
@@ -220,7 +223,6 @@ class Comparison:
         _write(self.result, f"{text}\n")
         _write(self.table, markdown(self.settings, found))
         _write(self.page, page(self.settings, list(systems.values()), found, self.asked))
-        say(f"wrote {self.page}, {self.result} and {self.table}")
         return unfinished
 
 

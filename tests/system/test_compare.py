@@ -14,10 +14,11 @@ import pytest
 import torch
 from harness import Cli, assert_error, assert_same_run, finish, records, start, steps, train_arguments, wait_until
 
+import s2s.commands.compare
 from s2s import config as configuration
 from s2s.analysis.alignment import aer, read_links
 from s2s.commands.comparison_settings import _digest
-from s2s.commands.comparison_work import visible_devices
+from s2s.commands.comparison_work import visible_devices, work
 from s2s.run import load_trained
 
 GRID = """\
@@ -157,6 +158,27 @@ def test_what_is_finished_is_left_alone(copy: Path, grids: Path, cli: Cli) -> No
     assert (copy / "rows" / "rnn-1.json").stat().st_mtime_ns == kept
     assert (copy / "runs" / "none-2" / "latest").stat().st_mtime_ns == weights
     assert rows(copy)["none-2"]["peak_memory_bytes"] is not None  # noted while it was trained
+
+
+def test_a_table_has_every_row_as_soon_as_it_is_there(
+    copy: Path, grids: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rnn-2", "none-2"):
+        (copy / "rows" / f"{name}.json").unlink()
+    (copy / "comparison.md").unlink()
+    tables = []
+
+    def watched(tasks: Any, jobs: int, devices: Any, on_end: Any) -> None:
+        def after(ended: Any) -> None:
+            on_end(ended)
+            tables.append((copy / "comparison.md").read_text())
+
+        work(tasks, jobs, devices, after)
+
+    monkeypatch.setattr(s2s.commands.compare, "work", watched)
+    found = cli("compare", grids / "grid.yaml", "-o", copy)
+    assert found.code == 0 and found.err.count("wrote ") == 1
+    assert [("| `rnn` | 2 |" in one, "| `none` | 1 |" in one) for one in tables] == [(True, True), (True, False)]
 
 
 def test_without_training_the_page_is_of_what_is_there(copy: Path, grids: Path, cli: Cli) -> None:
