@@ -120,6 +120,7 @@ class Comparison:
         self.baseline = baseline_of(settings, self.cells)
         self.test = measured_on(settings, self.cells)
         self.rows = Path(settings.rows or output / "rows")
+        self.details = Path(settings.details or output / "details")
         self.table = Path(settings.table or output / "comparison.md")
         self.page = Path(settings.page or output / "comparison.html")
         self.result = Path(settings.result or output / "comparison.json")
@@ -186,7 +187,7 @@ class Comparison:
 
     def files(self, cell: Cell) -> Files:
         """Where the row and the details of a cell are."""
-        return Files(self.rows / f"{cell.name}.json", self.output / "details" / f"{cell.name}.json")
+        return Files(self.rows / f"{cell.name}.json", self.details / f"{cell.name}.json")
 
     def made_from(self, cell: Cell) -> str:
         """See `fingerprint`."""

@@ -79,6 +79,9 @@ class ComparisonSettings(Settings):
     """Threads of each training; null: those of this machine, divided by --jobs."""
     rows: FilePath | None = None
     """The folder of the result files, one for each training; null: rows, in the output folder."""
+    details: FilePath | None = None
+    """The folder of their translations, which tests in pairs need, and of what the page shows; null: details, in the
+    output folder."""
     table: FilePath | None = None
     """The Markdown file with the table; null: comparison.md, in the output folder."""
     page: FilePath | None = None

@@ -122,7 +122,8 @@ def test_table_result_and_page_are_of_all_trainings(compared: Path) -> None:
 def test_results_that_are_committed_have_places_of_their_own(copy: Path, grids: Path, cli: Cli) -> None:
     """Keys of the file say where rows, table, page and result go; paths are relative to the file."""
     shutil.copytree(copy / "rows", grids / "kept")
-    places = "rows: kept\ntable: kept.md\npage: docs/kept.html\nresult: docs/kept.json\n"
+    shutil.move(copy / "details", grids / "said")
+    places = "rows: kept\ndetails: said\ntable: kept.md\npage: docs/kept.html\nresult: docs/kept.json\n"
     (grids / "kept.yaml").write_text(f"extends: grid.yaml\n{places}")
     for name in ("md", "html", "json"):
         (copy / f"comparison.{name}").unlink()
@@ -131,7 +132,8 @@ def test_results_that_are_committed_have_places_of_their_own(copy: Path, grids: 
     assert not list(copy.glob("comparison.*"))
     assert len(json.loads((grids / "docs" / "kept.json").read_text())["systems"]) == 2
     assert "| `rnn` | 2 |" in (grids / "kept.md").read_text()
-    assert (grids / "docs" / "kept.html").read_text().startswith("<!doctype html>")
+    page = (grids / "docs" / "kept.html").read_text()
+    assert page.startswith("<!doctype html>") and page.count('class="heat"') == 2
 
 
 def test_data_order_and_shared_matrices_are_equal(compared: Path) -> None:
