@@ -243,8 +243,8 @@ class Decoder(nn.Module, ABC):
     """How widely the first values of the output matrix are strewn at least, where N(0, 1/D) is narrower."""
     recomputes = False
     """See `Encoder.recomputes`."""
-    grows = True
-    """Whether the state of a sentence grows with every word."""
+    same_age = True
+    """See `Searchable.same_age`."""
 
     @abstractmethod
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Tree]:
@@ -310,8 +310,9 @@ class Searchable(Protocol):
         ...
 
     @property
-    def grows(self) -> bool:
-        """Whether the state of a sentence grows with every word. Where not, it can stand beside an older one."""
+    def same_age(self) -> bool:
+        """Whether all rows of a state must have read as many words; where not, sentences may join others by
+        `s2s.tree.join_rows`."""
         ...
 
     def start(

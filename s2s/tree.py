@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Tree = Any  # Tensor | None | frozenset | tuple[Tree, ...] | NamedTuple of Trees | dict[str, Tree]; Python cannot say it
 T = TypeVar("T")
@@ -68,17 +69,29 @@ def repeat(tree: T, times: int) -> T:
 
 def join_time(trees: list[T]) -> T:
     """Trees of the same shape with tensors (B, T_i, ...) joined along the second dimension."""
-    return _join(trees, 1)
+    return _join(trees, lambda parts: torch.cat(parts, 1))
 
 
 def join_rows(trees: list[T]) -> T:
-    """Trees of the same shape with tensors (B_i, ...) below one another."""
-    return _join(trees, 0)
+    """Trees of the same shape with tensors (B_i, ...) below one another.
+
+    What grows with every word grows at the end: where other dimensions differ, zeros stand before what is smaller.
+    """
+    return _join(trees, lambda parts: torch.cat(_as_large(parts)))
 
 
-def _join(trees: list[T], dimension: int) -> T:
+def _as_large(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    shapes = [part.shape[1:] for part in parts]
+    if all(shape == shapes[0] for shape in shapes):
+        return parts
+    largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    missing = [[most - size for most, size in zip(largest, shape, strict=True)] for shape in shapes]
+    in_front = [[number for most in reversed(sizes) for number in (most, 0)] for sizes in missing]
+    return tuple(pad(part, front) for part, front in zip(parts, in_front, strict=True))
+
+
+def _join(trees: list[T], joined: Callable[[tuple[Tensor, ...]], Tensor]) -> T:
     if len(trees) == 1:
         return trees[0]
-    columns = [leaves(tree) for tree in trees]
-    joined = iter([torch.cat(parts, dimension) for parts in zip(*columns, strict=True)])
-    return map_tree(lambda leaf: next(joined), trees[0])
+    columns = zip(*(leaves(tree) for tree in trees), strict=True)
+    return map_tree(lambda leaf: joined(next(columns)), trees[0])

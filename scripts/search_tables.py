@@ -68,7 +68,7 @@ class Tables:
     """A world as a model that s2s searches; the first source token is the number of the sentence."""
 
     sentences_before = 0
-    grows = True
+    same_age = True
 
     def __init__(self, world: World, attends: bool = False) -> None:
         """``attends``: whether it tells its attention."""

@@ -173,13 +173,15 @@ class Past(NamedTuple):
     """What a decoder remembers; B rows."""
 
     passed: Tensor
-    """(B, words so far, 0): only their number is in it, which is the same in every row."""
+    """(B,) how many words were read."""
     windows: tuple[Tensor, ...]
     """Of each layer the last inputs (B, kernel - 1, size), zero before the first word."""
 
 
 class ConvDecoder(Decoder):
     """See `ConvDecoderSettings`."""
+
+    same_age = False
 
     def __init__(self, settings: ConvDecoderSettings, embedding: nn.Embedding, dropout: float) -> None:
         super().__init__()
@@ -203,7 +205,7 @@ class ConvDecoder(Decoder):
         length = memory.lengths.to(values.dtype).sqrt().view(-1, 1, 1)  # real words: padding has no part in the scale
         source = Source(z, values * length, ~memory.mask.unsqueeze(1))
         empty = memory.values.new_zeros(len(values), *self.window)
-        state = Past(memory.values[:, :0, :0], (empty,) * len(self.layers))
+        state = Past(torch.zeros_like(memory.lengths), (empty,) * len(self.layers))
         return memory._replace(keys=source, want=want), state
 
     def shares(self, state: Past) -> bool:
@@ -211,15 +213,16 @@ class ConvDecoder(Decoder):
         return True
 
     def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
-        passed, count = state.passed.size(1), tokens.size(1)
-        words = self.input(tokens, passed)
+        count = tokens.size(1)
+        # Rows that have read several at once have read as many: in training, and where a prefix is given.
+        words = self.input(tokens, state.passed.unsqueeze(1) if count == 1 else int(state.passed[0]))
         x, windows, shown = self.enter(words), [], []
         for layer, past in zip(self.layers, state.windows, strict=True):
             x, weights, window = recomputed(self.recomputes, layer, x, words, memory.keys, past)
             windows.append(window)
             shown.append(weights)
         together = torch.stack(shown, 2) if memory.want & {"weights", "heads"} else None  # (B, T, layers, S)
-        after = Past(state.passed.new_empty(len(tokens), passed + count, 0), tuple(windows))
+        after = Past(state.passed + count, tuple(windows))
         return Decoded(
             self.dropout(self.leave(x)),
             weights=None if together is None else together.mean(2),

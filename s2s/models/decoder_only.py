@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from s2s.interfaces import NOTHING, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Look
 from s2s.models.layers import Input, lengths_to_mask, recomputed
-from s2s.models.reach import Everywhere, KeysValues, View
+from s2s.models.reach import Everywhere, KeysValues, Passed, View
 from s2s.models.transformer import Layer, StackSettings, embedded
 from s2s.settings import DecoderSettings, EncoderSettings
 
@@ -44,15 +44,18 @@ class EmbeddingEncoder(Encoder):
 class Prefix(View):
     """Every query beside all of a source; ``rows`` of queries, of which those side by side may share a source."""
 
-    def __init__(self, memory: Memory, rows: int, first: int, count: int) -> None:
+    def __init__(self, memory: Memory, rows: int, first: int | Tensor, count: int) -> None:
+        """``first``: the place of the first query, or of each row's (rows, 1), the same where rows share a source."""
         self.mask, self.lengths, self.shared = memory.mask, memory.lengths, rows != len(memory.mask)
-        self.asking = torch.arange(first, first + count, device=memory.mask.device)
+        if isinstance(first, Tensor):
+            first = first.view(len(memory.mask), -1)[:, :1]
+        self.asking = torch.arange(count, device=memory.mask.device) + first  # (T,) or (B, T)
         self.blocked = ~memory.mask[:, None, None]  # (B, 1, 1, S)
 
     @cached_property
     def distance(self) -> Tensor:  # (B, 1, T, S)
         place = torch.arange(self.mask.size(1), device=self.mask.device) - self.lengths.view(-1, 1, 1, 1)
-        return place - self.asking.unsqueeze(1)
+        return place - self.asking.unsqueeze(-1).unsqueeze(-3)
 
     def ask(self, x: Tensor) -> Tensor:
         """Where rows share a source, T is 1 and they ask side by side: (rows, heads, 1, n) to (B, heads, places, n)."""
@@ -66,13 +69,15 @@ class Past(NamedTuple):
     """What the words so far left; B rows."""
 
     passed: Tensor
-    """(B, words so far, 0): only their number is in it, which is the same in every row."""
+    """(B,) how many words were read."""
     layers: tuple[KeysValues, ...]
     """Of each layer."""
 
 
 class DecoderOnly(Decoder):
     """See `DecoderOnlySettings`."""
+
+    same_age = False
 
     def __init__(self, settings: DecoderOnlySettings, words: Input, vocabulary: int, dropout: float) -> None:
         super().__init__()
@@ -91,23 +96,24 @@ class DecoderOnly(Decoder):
         first = -memory.lengths.unsqueeze(1)  # (B, 1)
         x = self.input.placed(memory.values, first, memory.mask)
         view = self.of_source.view(0, x.size(1), memory.mask, x.device)
-        look, sources, layers = Look(first.unsqueeze(-1), 0, (view,)), list[KeysValues](), list[KeysValues]()
+        look, sources, layers = Look(first, 0, (view,)), list[KeysValues](), list[KeysValues]()
         for layer in self.layers:
             assert isinstance(layer, Layer)
             x, source, _ = recomputed(self.recomputes, layer.alone, x, [None], look)
             sources.extend(source)
             layers.extend(layer.own.nothing(memory))
-        return memory._replace(keys=tuple(sources), want=want), Past(memory.values[:, :0, :0], tuple(layers))
+        return memory._replace(keys=tuple(sources), want=want), Past(torch.zeros_like(memory.lengths), tuple(layers))
 
     def shares(self, state: Past) -> bool:
         """Always: what a place said stands in its own state."""
         return True
 
     def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
-        passed, count = state.passed.size(1), tokens.size(1)
-        x = self.input(tokens, passed)
-        look = Look(passed, passed, (self.of_words.view(passed, count, None, x.device),))
-        prefix, after, shown = Prefix(memory, len(tokens), passed, count), [], []
+        passed, count = Passed.of(state.passed, state.layers[0].keys.size(2)), tokens.size(1)
+        x = self.input(tokens, passed.first)
+        view = self.of_words.view(passed.most, count, passed.real(count), x.device)
+        look = Look(passed.first, passed.most, (view,))
+        prefix, after, shown = Prefix(memory, len(tokens), passed.first, count), [], []
         for layer, source, past in zip(self.layers, memory.keys, state.layers, strict=True):
             given = (x, [past], look, [(source, prefix)])
             x, (words,), weights = recomputed(self.recomputes, layer.alone, *given)  # type: ignore[arg-type]
@@ -121,7 +127,7 @@ class DecoderOnly(Decoder):
             weights=None if heads is None else heads.mean((2, 3)),
             heads=heads if "heads" in memory.want else None,
         )
-        return decoded, Past(state.passed.new_empty(len(tokens), passed + count, 0), tuple(after))
+        return decoded, Past(state.passed + count, tuple(after))
 
 
 class EmbeddingEncoderSettings(EncoderSettings):

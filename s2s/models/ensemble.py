@@ -27,9 +27,9 @@ class Ensemble:
         return max(model.sentences_before for model in self.models)
 
     @property
-    def grows(self) -> bool:
-        """Whether that of one of the models does."""
-        return any(model.grows for model in self.models)
+    def same_age(self) -> bool:
+        """Whether one of the models wants it."""
+        return any(model.same_age for model in self.models)
 
     def start(
         self,

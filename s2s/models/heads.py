@@ -165,9 +165,9 @@ class Look(NamedTuple):
     """What the layers of one call of a stack have in common."""
 
     first: int | Tensor
-    """The place of the first word; (B, 1, 1) where every sentence has its own."""
+    """The place of the first word; (B, 1) where every sentence has its own."""
     passed: int
-    """Places before it that the stack has read."""
+    """Places before it that the stack has read, in the row that has read most."""
     views: tuple[View, ...]
     """One for each reach."""
 

@@ -86,8 +86,8 @@ class Input(nn.Module):
         if self.learned is not None:
             nn.init.normal_(self.learned.weight, 0.0, embedding.embedding_dim**-0.5)
 
-    def forward(self, tokens: Tensor, first: int) -> Tensor:
-        """(B, T) ids standing at positions first .. first + T - 1 to (B, T, d), zero where they are PAD."""
+    def forward(self, tokens: Tensor, first: int | Tensor) -> Tensor:
+        """(B, T) ids standing at places first .. first + T - 1, or firsts (B, 1), to (B, T, d), zero where PAD."""
         return self.placed(self.embedding(tokens) * self.scale, first, tokens != PAD)
 
     def placed(self, x: Tensor, first: int | Tensor, mask: Tensor) -> Tensor:

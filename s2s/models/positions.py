@@ -29,7 +29,7 @@ class Relation(nn.Module, ABC):
     """What a pair of places adds to self-attention; by itself nothing, since absolute positions join the words."""
 
     def turn(self, query: Tensor, keys: Tensor, first: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (B, heads, T, d) and keys (B, groups, T, d) of places first .. first + T - 1; or firsts (B, 1, 1)."""
+        """Queries (B, heads, T, d) and keys (B, groups, T, d) of places first .. first + T - 1; or firsts (B, 1)."""
         return query, keys
 
     def bias(self, query: Tensor, view: View) -> Tensor | None:
@@ -79,7 +79,7 @@ class Rotary(Relation):
         width = query.size(-1)
         rate = torch.exp(torch.arange(0, width, 2, device=query.device, dtype=kind) * (-math.log(10000.0) / width))
         where = torch.arange(query.size(2), device=query.device, dtype=kind) + first
-        angle = where.unsqueeze(-1) * rate  # (T, d / 2), or (B, 1, T, d / 2)
+        angle = (where.unsqueeze(-1) * rate).unsqueeze(-3)  # (1, T, d / 2), or (B, 1, T, d / 2)
         cosine, sine = angle.cos(), angle.sin()
         return _turned(query, cosine, sine), _turned(keys, cosine, sine)
 

@@ -32,6 +32,37 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
+class Passed(NamedTuple):
+    """How many words a decoder has read before a call."""
+
+    most: int
+    """In the row that has read most."""
+    rows: Tensor | None
+    """(B,) in each row, where they differ."""
+
+    @classmethod
+    def of(cls, rows: Tensor, held: int) -> Passed:
+        """``rows`` (B,) as a state has them, with ``held`` places: none before the first word, which needs no look."""
+        if not held:
+            return cls(0, None)
+        least, most = torch.stack(rows.aminmax()).tolist()
+        return cls(most, None if least == most else rows)
+
+    @property
+    def first(self) -> int | Tensor:
+        """The place of the next word: one for all rows, or (B, 1)."""
+        return self.most if self.rows is None else self.rows.unsqueeze(1)
+
+    def real(self, count: int) -> Tensor | None:
+        """(B, most + count) where rows have words, ``count`` new ones at the end; None: everywhere.
+
+        What is held of a row that has read fewer stands behind places that are not real.
+        """
+        if self.rows is None:
+            return None
+        return torch.arange(self.most + count, device=self.rows.device) >= self.most - self.rows.unsqueeze(1)
+
+
 class View(ABC):
     """How the queries of one call are laid beside the keys that they see; the same in all layers."""
 
@@ -111,6 +142,9 @@ class Blocks(View):
 class Reach(ABC):
     """Some of the places of a sequence. ``ahead``: whether those behind the one that asks are seen too (an encoder)."""
 
+    same_age = False
+    """Whether all rows must have read as many words."""
+
     def __init__(self, ahead: bool) -> None:
         self.ahead = ahead
 
@@ -120,7 +154,7 @@ class Reach(ABC):
 
     @abstractmethod
     def view(self, passed: int, count: int, mask: Tensor | None, device: torch.device) -> View:
-        """Of ``count`` places after ``passed``; ``mask`` (B, count) tells an encoder which are real."""
+        """Of ``count`` places after ``passed``; ``mask`` (B, passed + count) tells which are real."""
 
     def keep(self, joined: KeysValues) -> KeysValues:
         """What later places can still see."""
@@ -131,7 +165,7 @@ class Everywhere(Reach):
     """All places."""
 
     def join(self, held: KeysValues | None, new: KeysValues, passed: int) -> KeysValues:
-        return _after(held, new)
+        return _after(held, new, passed)
 
     def view(self, passed: int, count: int, mask: Tensor | None, device: torch.device) -> View:
         return _open(range(passed, passed + count), 0, self.ahead, mask, device)
@@ -145,10 +179,11 @@ class Near(Reach):
         self.size = size
 
     def join(self, held: KeysValues | None, new: KeysValues, passed: int) -> KeysValues:
-        return _after(held, new)
+        return _after(held, new, min(passed, self.size))
 
     def view(self, passed: int, count: int, mask: Tensor | None, device: torch.device) -> View:
         held = min(passed, self.size)
+        mask = None if mask is None else mask[:, passed - held :]
         if held + count <= self.size + 1:  # nothing is out of sight
             return _open(range(passed, passed + count), passed - held, self.ahead, mask, device)
         return Blocks(self.size, self.size if self.ahead else 0, held, count, mask, device)
@@ -160,13 +195,15 @@ class Near(Reach):
 class Far(Reach):
     """The last of every ``stride`` places, where it is more than ``size`` away."""
 
+    same_age = True
+
     def __init__(self, size: int, stride: int, ahead: bool) -> None:
         super().__init__(ahead)
         self.size, self.stride = size, stride
 
     def join(self, held: KeysValues | None, new: KeysValues, passed: int) -> KeysValues:
         first = (self.stride - 1 - passed) % self.stride
-        return _after(held, KeysValues(*(part[:, :, first :: self.stride] for part in new)))
+        return _after(held, KeysValues(*(part[:, :, first :: self.stride] for part in new)), passed // self.stride)
 
     def view(self, passed: int, count: int, mask: Tensor | None, device: torch.device) -> View:
         asking, read = range(passed, passed + count), range(self.stride - 1, passed + count, self.stride)
@@ -177,18 +214,22 @@ class Far(Reach):
         return Rows(~seen, asking, read, device)
 
 
-def _after(held: KeysValues | None, new: KeysValues) -> KeysValues:
-    """The new behind what is held, in its type."""
-    if held is None or not held.keys.size(2):
+def _after(held: KeysValues | None, new: KeysValues, count: int) -> KeysValues:
+    """The new behind the last ``count`` places that are held, in their type."""
+    if held is None or not count:
         return new
-    return KeysValues(*(torch.cat([old, one.to(old.dtype)], 2) for old, one in zip(held, new, strict=True)))
+    first = held.keys.size(2) - count  # more are held after the rows that had read most have left
+    return KeysValues(
+        *(torch.cat([old[:, :, first:], one.to(old.dtype)], 2) for old, one in zip(held, new, strict=True))
+    )
 
 
 def _open(asking: range, first: int, ahead: bool, mask: Tensor | None, device: torch.device) -> Rows:
     """All keys from place ``first`` on that are real and, but for ``ahead``, not behind the query."""
     read, blocked = range(first, asking.stop), None if mask is None else ~mask[:, None, None]
     if not ahead and len(asking) > 1:
-        blocked = torch.ones(len(asking), len(read), dtype=torch.bool, device=device).triu(asking.start - first + 1)
+        later = torch.ones(len(asking), len(read), dtype=torch.bool, device=device).triu(asking.start - first + 1)
+        blocked = later if blocked is None else blocked | later
     return Rows(blocked, asking, read, device)
 
 

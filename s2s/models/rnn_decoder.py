@@ -46,7 +46,7 @@ class RNNDecoder(Decoder):
     # h~ is some 0.03 in all its places at first, where a Transformer's features are 1. Of a small matrix behind that,
     # what an update adds to the rows of all words alike soon drowns what tells words apart.
     least_deviation = 1 / 8
-    grows = False
+    same_age = False
 
     def __init__(
         self,

@@ -32,9 +32,9 @@ class Seq2Seq(nn.Module):
         return 0 if self.document is None else self.document.sentences
 
     @property
-    def grows(self) -> bool:
-        """See `Searchable.grows`."""
-        return self.decoder.grows
+    def same_age(self) -> bool:
+        """See `Searchable.same_age`."""
+        return self.decoder.same_age
 
     def forward(
         self,

@@ -24,7 +24,7 @@ from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Across, Lanes, Look, Mechanisms, MultiHead, SelfAttention
 from s2s.models.layers import Dropout, Input, lengths_to_mask, recomputed
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
-from s2s.models.reach import AnySparse, Everywhere, KeysValues, Reach, WindowSettings
+from s2s.models.reach import AnySparse, Everywhere, KeysValues, Passed, Reach, WindowSettings
 from s2s.products import Linear
 from s2s.settings import AttentionSettings, DecoderSettings, EncoderSettings, Settings
 from s2s.tree import Tree, leaves
@@ -248,7 +248,7 @@ class Past(NamedTuple):
     """What a decoder remembers; B rows."""
 
     passed: Tensor
-    """(B, words so far, 0): only their number is in it, which is the same in every row."""
+    """(B,) how many words were read."""
     layers: tuple[LayerPast, ...]
 
 
@@ -267,6 +267,7 @@ class TransformerDecoder(Decoder):
         self.norm = nn.LayerNorm(settings.size) if settings.norm == "pre" else None
         self.output = nn.Linear(settings.size, embedding.num_embeddings)
         self.reaches = settings.reaches(False)
+        self.same_age = any(reach.same_age for reach in self.reaches)
 
     def compile_parts(self) -> None:
         for layer in self.layers:
@@ -280,16 +281,18 @@ class TransformerDecoder(Decoder):
             source = layer.across.read(memory)
             sources.append(source)
             layers.append(LayerPast(layer.own.nothing(memory), layer.across.start(memory, source)))
-        return memory._replace(keys=tuple(sources)), Past(memory.values[:, :0, :0], tuple(layers))
+        return memory._replace(keys=tuple(sources)), Past(torch.zeros_like(memory.lengths), tuple(layers))
 
     def shares(self, state: Past) -> bool:
         """Where attention to the source remembers nothing: what a place said stands in its own state."""
         return not leaves(tuple(layer.across for layer in state.layers))
 
     def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
-        passed, count = state.passed.size(1), tokens.size(1)
-        x = self.input(tokens, passed)
-        look = Look(passed, passed, tuple(reach.view(passed, count, None, x.device) for reach in self.reaches))
+        passed, count = Passed.of(state.passed, state.layers[0].own[0].keys.size(2)), tokens.size(1)
+        x = self.input(tokens, passed.first)
+        real = passed.real(count)
+        views = tuple(reach.view(passed.most, count, real, x.device) for reach in self.reaches)
+        look = Look(passed.first, passed.most, views)
         after, shown, apart = [], [], []
         for layer, past, source in zip(self.layers, state.layers, memory.keys, strict=True):
             given = (x, memory, source, past, look)
@@ -302,8 +305,7 @@ class TransformerDecoder(Decoder):
         x = x if self.norm is None else self.norm(x)
         weights = torch.stack(shown).mean(0) if shown else None  # over heads and layers
         heads = torch.stack(apart, 2) if apart else None  # (B, T, layers, heads, S)
-        done = state.passed.new_empty(len(tokens), passed + count, 0)
-        return Decoded(x, weights=weights, heads=heads), Past(done, tuple(after))
+        return Decoded(x, weights=weights, heads=heads), Past(state.passed + count, tuple(after))
 
     def set_update(self, update: int) -> None:
         for layer in self.layers:

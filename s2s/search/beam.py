@@ -127,11 +127,11 @@ class Hypothesis(NamedTuple):
 
 
 def can_enter(model: Searchable, settings: SearchSettings) -> bool:
-    """Whether sentences may enter while others are searched: what is remembered has one size at every step.
+    """Whether sentences may enter while others are searched: then rows of a state have read more words or fewer.
 
-    Nor may they where a wish forbids phrases, for then the words said are remembered.
+    Nor may they where a wish forbids phrases, for then the words said are kept, of all as many.
     """
-    return not model.grows and not settings.needs_said
+    return not model.same_age and not settings.needs_said
 
 
 class _Step(NamedTuple):

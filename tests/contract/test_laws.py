@@ -129,30 +129,32 @@ def test_steps_are_normalised_and_equal_teacher_forcing(case: Case) -> None:
 
 @torch.no_grad()
 @every_case
-def test_a_sentence_can_begin_beside_others_unless_state_grows(case: Case) -> None:
-    """Rows 1 and 3 begin two steps after rows 0 and 2, in one batch with them."""
+def test_a_sentence_can_begin_beside_others_and_outstay_them(case: Case) -> None:
+    """Rows 1 and 3 begin two steps after rows 0 and 2, in one batch with them, and go on when those have left."""
     model, words = build(case), PAIRS.words
+    assert model.same_age == ((case.decoder.get("sparse") or {}).get("kind") == "strided")
+    if model.same_age:
+        return
     memory, new = model.start(PAIRS.source, PAIRS.lengths, WEIGHTS)
     steps = []
     state = new
     for token in words.unbind(1):
         steps.append((state, *model.step(token, memory, state)))
         state = steps[-1][-1]
-    sizes = [[leaf.shape for leaf in leaves(state)] for state in (new, steps[2][0])]
-    assert model.grows == (sizes[0] != sizes[1])
-    if model.grows:
-        return
     old, young = torch.tensor([0, 2]), torch.tensor([1, 3])
-    here = join_rows([take(steps[2][0], old), take(new, young)])
-    memory = take(memory, torch.cat((old, young)))
-    for position in (0, 1):
-        token = torch.cat((words[old, position + 2], words[young, position]))
-        found, shown, here = model.step(token, memory, here)
-        _, of_old, seen_old, _ = steps[position + 2]
-        _, of_young, seen_young, _ = steps[position]
-        assert same(found, torch.cat((of_old[old], of_young[young])))
-        if shown is not None and seen_old is not None and seen_young is not None:
-            assert same(shown, torch.cat((seen_old[old], seen_young[young])))
+    both = torch.cat((old, young))
+    here, read = join_rows([take(steps[2][0], old), take(new, young)]), take(memory, both)
+    ages = torch.tensor([2, 2, 0, 0])
+    for _ in range(words.size(1)):
+        if ages[0] == words.size(1):
+            stay = torch.tensor([2, 3])
+            here, read, both, ages = take(here, stay), take(read, stay), both[stay], ages[stay]
+        found, shown, here = model.step(words[both, ages], read, here)
+        for row, age in enumerate(ages.tolist()):
+            _, expected, seen, _ = steps[age]
+            assert same(found[row], expected[both[row]])
+            assert same(None if shown is None else shown[row], None if seen is None else seen[both[row]])
+        ages += 1
 
 
 @torch.no_grad()

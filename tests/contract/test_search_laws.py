@@ -14,7 +14,7 @@ from grid import (
     CONV,
     EMBEDDING,
     EVERY_STACK,
-    ONE,
+    ONE_STACK,
     STACK,
     Case,
     Options,
@@ -50,7 +50,10 @@ CASES = [
     ),
     attending("local-m", {"kind": "local-m", "window": 1, "normaliser": "sparsemax"}, layers=1),
     Case("conv", {"embedding": 6, "tie": "none", "encoder": CONV, "decoder": {**CONV, "kernel": 2, "layers": 1}}),
-    Case("decoder-only", {"embedding": STACK["size"], "tie": "none", "encoder": EMBEDDING, "decoder": ONE}),
+    *(
+        Case(name, {"embedding": STACK["size"], "tie": "none", "encoder": EMBEDDING, "decoder": ONE_STACK[name][1]})
+        for name in ("decoder-only-bidirectional-sinusoidal", "decoder-only-grouped")  # absolute places, and distances
+    ),
 ]
 each_model = pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 PAIRS = pairs((5, 2, 4, 1))
@@ -208,7 +211,7 @@ def test_sentences_that_enter_while_others_are_searched_become_what_they_would(c
     if case.decoder.get("attention") == {"kind": "none"} and settings.coverage_penalty:
         pytest.skip("it has no attention to count")
     if not can_enter(model, settings):
-        assert model.grows
+        assert (case.decoder.get("sparse") or {}).get("kind") == "strided"
         with pytest.raises(ValueError, match="cannot enter"):
             found(2)
         return

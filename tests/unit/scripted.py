@@ -30,7 +30,7 @@ class Scripted:
     """
 
     sentences_before = 0
-    grows = True
+    same_age = True
 
     def __init__(
         self, *scripts: Script, dtype: torch.dtype = torch.float32, attention: Attention | None = None
@@ -74,7 +74,7 @@ class Scripted:
 class Copier:
     """Says its source again; all it remembers is how far it is. Ids are below ``size``."""
 
-    grows = False
+    same_age = False
 
     def __init__(self, size: int, sentences_before: int = 0) -> None:
         self.size, self.sentences_before = size, sentences_before

@@ -40,7 +40,7 @@ class Echo(nn.Module):
     """Says its source again, attending to each word as it says it. ``gate`` holds it; at the word "bad" it breaks."""
 
     sentences_before = 0
-    grows = False
+    same_age = False
 
     def __init__(self) -> None:
         super().__init__()

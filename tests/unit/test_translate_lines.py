@@ -34,7 +34,7 @@ class Scripted:
     """A model that obeys a script, and attends to one word after the other, ``backwards`` or not; None: to nothing."""
 
     sentences_before = 0
-    grows = True
+    same_age = True
 
     def __init__(self, script: Script, backwards: bool | None = None) -> None:
         self.script, self.backwards = script, backwards

@@ -1,0 +1,20 @@
+"""Joining the rows of states of different ages."""
+
+from __future__ import annotations
+
+import torch
+
+from s2s.tree import join_rows
+
+
+def test_what_is_smaller_stands_at_the_end() -> None:
+    old = {"passed": torch.tensor([2]), "held": torch.tensor([[[[1.0], [2.0]]]])}
+    young = {"passed": torch.tensor([0, 0]), "held": torch.ones(2, 1, 0, 1)}
+    middle = {"passed": torch.tensor([1]), "held": torch.tensor([[[[3.0]]]])}
+    joined = join_rows([old, young, middle])
+    assert joined["passed"].tolist() == [2, 0, 0, 1]
+    assert joined["held"].squeeze().tolist() == [[1, 2], [0, 0], [0, 0], [0, 3]]
+
+
+def test_rows_of_one_shape_are_below_one_another() -> None:
+    assert join_rows([(torch.zeros(1, 2),), (torch.ones(2, 2),)])[0].tolist() == [[0, 0], [1, 1], [1, 1]]
