@@ -28,6 +28,7 @@ from s2s.progress import say
 
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE = 1.0  # seconds in which Python code sees a signal; a library that computes longer is not waited for
+_SAME = 0.2  # seconds in which two interrupts are one: a wrapper may pass on what the terminal sends to all
 
 
 class Signals:
@@ -45,19 +46,21 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._watch = _Watch(self)
             for number in (*_STOP, signal.SIGUSR1):
                 if signal.getsignal(number) != signal.SIG_IGN:  # a signal ignored by nohup stays ignored
                     self._before[number] = signal.signal(number, self._note)
+            self._watch = _Watch(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if self._watch is not None:
-            self._watch.close()
+        try:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+        finally:
+            if self._watch is not None:
+                self._watch.close()
 
     @contextmanager
     def nothing_to_save(self) -> Iterator[None]:
@@ -96,7 +99,7 @@ class Signals:
 
 
 class _Watch:
-    """A thread that is told of every signal by the interpreter's own handler, whatever Python code is doing."""
+    """A thread that is told of every signal by the interpreter's own handler, while Python's handlers wait."""
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
@@ -104,9 +107,11 @@ class _Watch:
         self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
         self._thread.start()
+        _watches.add(self)
 
     def close(self) -> None:
         """End the thread, after what has come already."""
+        _watches.discard(self)
         signal.set_wakeup_fd(self._before)
         os.close(self._writer)  # the thread reads to the end of it
         self._thread.join()
@@ -116,7 +121,7 @@ class _Watch:
         told = select.poll()
         told.register(self._reader, select.POLLIN)
         asked: tuple[int, float] | None = None  # the first signal that asked to stop, and until when it is waited for
-        interrupts = 0
+        interrupted: float | None = None  # when the first interrupt came
         while True:
             left = None if asked is None else max(0.0, asked[1] - time.monotonic()) * 1000
             if not told.poll(left) and asked is not None:
@@ -128,12 +133,29 @@ class _Watch:
             received = os.read(self._reader, 1)  # the number of a signal
             if not received:
                 return
-            number = received[0]
-            interrupts += number == signal.SIGINT
-            if interrupts > 1:
-                _end_at_once()
+            if self._before >= 0:  # of the program that called us
+                with suppress(OSError):
+                    os.write(self._before, received)
+            number, now = received[0], time.monotonic()
+            if number == signal.SIGINT:
+                if interrupted is not None and now - interrupted > _SAME:
+                    _end_at_once()
+                interrupted = now if interrupted is None else interrupted
             if asked is None and self._signals.stops(number):
-                asked = number, time.monotonic() + _GRACE
+                asked = number, now + _GRACE
+
+
+_watches = set[_Watch]()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked process: signals that it gets are not its parent's, whose pipe it has."""
+    if _watches:
+        _watches.clear()
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 def _end_at_once() -> NoReturn:

@@ -303,6 +303,8 @@ def test_two_interrupts_of_a_library_that_sees_no_signal() -> None:
     """Python calls its handler once for both, when the library returns: an update is one call for most of its time."""
     process = busy("after")
     process.send_signal(signal.SIGINT)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)  # so soon it is the same, from the terminal and from a wrapper
     time.sleep(1.5)  # more than is given before the first update
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
@@ -343,16 +345,65 @@ def test_a_second_interrupt_where_nobody_can_read(tmp_path: Path, broken: str) -
     """It ends the process all the same, and what the number of standard error stands for now is left alone."""
     (tmp_path / "kept").touch()
     script = f"""
-import os, signal, sys
+import os, signal, sys, time
 from s2s.training.signals import Signals
 signal.signal(signal.SIGINT, signal.default_int_handler)
 with Signals():
     {broken}
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGINT)
 """
     assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60).returncode == 130
     assert (tmp_path / "kept").read_bytes() == b""
+
+
+_FORKED = """
+import os, signal, time
+from s2s.training.signals import Signals
+
+with Signals() as signals:
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(signals.stop or 0)
+    print("ready", flush=True)
+    while signals.stop is None:
+        time.sleep(0.05)
+    time.sleep(1)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    print("went on", flush=True)
+"""
+
+
+@pytest.mark.fault("S6")
+def test_an_interrupt_of_a_forked_process_is_its_own() -> None:
+    """A program that calls us may fork: what comes to all of its group comes to the parent once."""
+    command = [sys.executable, "-c", _FORKED]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGINT)
+    outcome = finish(process)
+    assert (outcome.code, outcome.out) == (0, b"went on\n"), outcome.err
+
+
+@pytest.mark.fault("S8")
+def test_a_program_that_listens_hears_of_signals() -> None:
+    """Whoever calls us may have asked the interpreter to be told, as an event loop does."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    before = signal.set_wakeup_fd(writer)
+    try:
+        with Signals():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert os.read(reader, 9) == bytes([signal.SIGUSR1])
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
 
 
 @pytest.mark.fault("S2")
