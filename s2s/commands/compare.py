@@ -158,7 +158,10 @@ class Comparison:
                 say(f"{ended.task.name}: failed: {ended.why}")
             else:
                 say(f"{ended.task.name}: {_told(ended.task)} ({done} of {len(tasks)})")
-                self.write(failed)
+                try:
+                    self.write(failed)
+                except S2SError as error:  # the others go on; whoever waits to the end meets it again
+                    warn(str(error))
 
         if tasks:
             say(
