@@ -245,6 +245,8 @@ class Decoder(nn.Module, ABC):
     """See `Encoder.recomputes`."""
     same_age = True
     """See `Searchable.same_age`."""
+    grows = True
+    """See `Searchable.grows`."""
 
     @abstractmethod
     def start(self, memory: Memory, want: frozenset[str] = NOTHING) -> tuple[Memory, Tree]:
@@ -312,7 +314,12 @@ class Searchable(Protocol):
     @property
     def same_age(self) -> bool:
         """Whether all rows of a state must have read as many words; where not, sentences may join others by
-        `s2s.tree.join_rows`."""
+        `s2s.tree.join_ages`."""
+        ...
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state of a sentence grows with every word; beside an older one it costs what that does."""
         ...
 
     def start(

@@ -73,9 +73,15 @@ def join_time(trees: list[T]) -> T:
 
 
 def join_rows(trees: list[T]) -> T:
-    """Trees of the same shape with tensors (B_i, ...) below one another.
+    """Trees of the same shape with tensors (B_i, ...) below one another."""
+    return _join(trees, torch.cat)
 
-    What grows with every word grows at the end: where other dimensions differ, zeros stand before what is smaller.
+
+def join_ages(trees: list[T]) -> T:
+    """The same of states after more words or fewer.
+
+    What grows with every word grows at the end: where other dimensions differ, zeros stand before what is smaller. What
+    is empty yet is of the type of what is not.
     """
     return _join(trees, lambda parts: torch.cat(_as_large(parts)))
 
@@ -87,7 +93,9 @@ def _as_large(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
     missing = [[most - size for most, size in zip(largest, shape, strict=True)] for shape in shapes]
     in_front = [[number for most in reversed(sizes) for number in (most, 0)] for sizes in missing]
-    return tuple(pad(part, front) for part, front in zip(parts, in_front, strict=True))
+    kind = next((part.dtype for part in parts if part.numel()), parts[0].dtype)
+    alike = [part if part.numel() else part.to(kind) for part in parts]
+    return tuple(pad(part, front) for part, front in zip(alike, in_front, strict=True))
 
 
 def _join(trees: list[T], joined: Callable[[tuple[Tensor, ...]], Tensor]) -> T:

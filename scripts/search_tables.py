@@ -69,6 +69,7 @@ class Tables:
 
     sentences_before = 0
     same_age = True
+    grows = True
 
     def __init__(self, world: World, attends: bool = False) -> None:
         """``attends``: whether it tells its attention."""

@@ -182,6 +182,7 @@ class ConvDecoder(Decoder):
     """See `ConvDecoderSettings`."""
 
     same_age = False
+    grows = False
 
     def __init__(self, settings: ConvDecoderSettings, embedding: nn.Embedding, dropout: float) -> None:
         super().__init__()
@@ -213,16 +214,14 @@ class ConvDecoder(Decoder):
         return True
 
     def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
-        count = tokens.size(1)
-        # Rows that have read several at once have read as many: in training, and where a prefix is given.
-        words = self.input(tokens, state.passed.unsqueeze(1) if count == 1 else int(state.passed[0]))
+        words = self.input(tokens, state.passed.unsqueeze(1))
         x, windows, shown = self.enter(words), [], []
         for layer, past in zip(self.layers, state.windows, strict=True):
             x, weights, window = recomputed(self.recomputes, layer, x, words, memory.keys, past)
             windows.append(window)
             shown.append(weights)
         together = torch.stack(shown, 2) if memory.want & {"weights", "heads"} else None  # (B, T, layers, S)
-        after = Past(state.passed + count, tuple(windows))
+        after = Past(state.passed + tokens.size(1), tuple(windows))
         return Decoded(
             self.dropout(self.leave(x)),
             weights=None if together is None else together.mean(2),

@@ -31,6 +31,11 @@ class Ensemble:
         """Whether one of the models wants it."""
         return any(model.same_age for model in self.models)
 
+    @property
+    def grows(self) -> bool:
+        """Whether that of one of the models does."""
+        return any(model.grows for model in self.models)
+
     def start(
         self,
         source: Tensor,

@@ -47,6 +47,7 @@ class RNNDecoder(Decoder):
     # what an update adds to the rows of all words alike soon drowns what tells words apart.
     least_deviation = 1 / 8
     same_age = False
+    grows = False
 
     def __init__(
         self,

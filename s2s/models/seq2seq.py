@@ -36,6 +36,11 @@ class Seq2Seq(nn.Module):
         """See `Searchable.same_age`."""
         return self.decoder.same_age
 
+    @property
+    def grows(self) -> bool:
+        """See `Searchable.grows`."""
+        return self.decoder.grows
+
     def forward(
         self,
         source: Tensor,

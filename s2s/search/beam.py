@@ -40,7 +40,7 @@ from s2s.search.sampling import SamplingSettings, drawn, uniforms
 from s2s.search.wishes import Wishes as Wishes
 from s2s.search.wishes import tabled
 from s2s.settings import Settings
-from s2s.tree import Tree, join_rows, repeat, take, take_groups
+from s2s.tree import Tree, join_ages, join_rows, repeat, take, take_groups
 
 T = TypeVar("T")
 _FEW = 8
@@ -79,7 +79,7 @@ class SearchSettings(Settings):
     sampling: SamplingSettings | None = None
     """Draw translations at random instead of searching for the best; needs beam: 1."""
     batch_tokens: int = Field(4096, ge=1, le=10_000_000)
-    """Padded source positions decoded together."""
+    """Padded source positions decoded together; the encoder reads up to four times as many at once."""
     max_source_length: int = Field(1000, ge=1, le=100_000)
     """Pieces per source sentence; longer lines are split and their translations joined."""
     precision: Literal["float32", "bf16"] = "float32"
@@ -129,9 +129,10 @@ class Hypothesis(NamedTuple):
 def can_enter(model: Searchable, settings: SearchSettings) -> bool:
     """Whether sentences may enter while others are searched: then rows of a state have read more words or fewer.
 
+    Not where states grow and a beam reorders them at every step, for that costs more than is gained (docs/speed.md).
     Nor may they where a wish forbids phrases, for then the words said are kept, of all as many.
     """
-    return not model.same_age and not settings.needs_said
+    return not model.same_age and not settings.needs_said and (settings.beam == 1 or not model.grows)
 
 
 class _Step(NamedTuple):
@@ -294,7 +295,9 @@ def _search(
             fresh = torch.arange(entered, min(entered + room - len(beams.number), count), device=device)
             if len(fresh):
                 entered += len(fresh)
-                beams, state, notes = join_rows([(beams, state, notes), pool.begin(fresh, len(history))])
+                new_beams, new_state, new_notes = pool.begin(fresh, len(history))
+                beams, notes = join_rows([(beams, notes), (new_beams, new_notes)])
+                state = join_ages([state, new_state])
             memory = pool.memory_of(beams.number)
     together = join_rows(ended)
     return take(together, together.number.argsort()), history

@@ -34,7 +34,7 @@ from s2s.interfaces import PAD, Decoded, Memory
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.models.start import StartKind
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
-from s2s.tree import Tree, join_rows, leaves, repeat, take, take_groups
+from s2s.tree import Tree, join_ages, leaves, repeat, take, take_groups
 
 WEIGHTS = frozenset({"weights"})
 PAIRS = pairs((6, 4, 3, 1))
@@ -141,9 +141,11 @@ def test_a_sentence_can_begin_beside_others_and_outstay_them(case: Case) -> None
     for token in words.unbind(1):
         steps.append((state, *model.step(token, memory, state)))
         state = steps[-1][-1]
+    sizes = [[leaf.shape for leaf in leaves(one)] for one in (new, steps[2][0])]
+    assert model.grows == (sizes[0] != sizes[1])
     old, young = torch.tensor([0, 2]), torch.tensor([1, 3])
     both = torch.cat((old, young))
-    here, read = join_rows([take(steps[2][0], old), take(new, young)]), take(memory, both)
+    here, read = join_ages([take(steps[2][0], old), take(new, young)]), take(memory, both)
     ages = torch.tensor([2, 2, 0, 0])
     for _ in range(words.size(1)):
         if ages[0] == words.size(1):

@@ -31,6 +31,7 @@ class Scripted:
 
     sentences_before = 0
     same_age = True
+    grows = True
 
     def __init__(
         self, *scripts: Script, dtype: torch.dtype = torch.float32, attention: Attention | None = None
@@ -75,6 +76,7 @@ class Copier:
     """Says its source again; all it remembers is how far it is. Ids are below ``size``."""
 
     same_age = False
+    grows = False
 
     def __init__(self, size: int, sentences_before: int = 0) -> None:
         self.size, self.sentences_before = size, sentences_before

@@ -41,6 +41,7 @@ class Echo(nn.Module):
 
     sentences_before = 0
     same_age = False
+    grows = False
 
     def __init__(self) -> None:
         super().__init__()

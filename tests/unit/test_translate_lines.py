@@ -35,6 +35,7 @@ class Scripted:
 
     sentences_before = 0
     same_age = True
+    grows = True
 
     def __init__(self, script: Script, backwards: bool | None = None) -> None:
         self.script, self.backwards = script, backwards
