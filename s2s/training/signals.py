@@ -1,9 +1,9 @@
 """Signals that end a training in good order: the handler only notes them, and the loop looks.
 
 The first INT, TERM or HUP lets the update in progress finish, then the state is saved and the exit code is 128 + its
-number. A second INT ends the process at once; the last checkpoint stays. USR1 saves and goes on, or stops like the
-others where that was asked for. Before the first update there is nothing to save and much to wait for, so a signal
-ends the work where it stands: see `Signals.nothing_to_save`.
+number. A second INT ends the process at once, if it does not come in the same moment; the last checkpoint stays. USR1
+saves and goes on, or stops like the others where that was asked for. Before the first update there is nothing to save
+and much to wait for, so a signal ends the work where it stands: see `Signals.nothing_to_save`.
 
 Python's handlers wait until a library returns, and are called once for all signals of a kind that came meanwhile. The
 learning of a vocabulary takes minutes and an update may take seconds, so a thread watches too, and ends the process
