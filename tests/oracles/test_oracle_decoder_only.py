@@ -201,7 +201,9 @@ def test_the_source_is_read_once_and_no_place_of_a_beam_holds_it() -> None:
     memory, state = model.start(SOURCE, LENGTHS, places=3)
     assert all(leaf.size(0) == 2 for leaf in leaves(memory.keys))
     for count, word in enumerate(WORDS.repeat_interleave(3, 0).unbind(1)):
-        assert sum(leaf.numel() for leaf in leaves(state)) == 6 * 2 * 2 * count * WIDTH  # rows, layers, keys and values
+        passed, *held = leaves(state)
+        assert passed.tolist() == [count] * 6
+        assert sum(leaf.numel() for leaf in held) == 6 * 2 * 2 * count * WIDTH  # rows, layers, keys and values
         _, _, state = model.step(word, memory, state)
 
 

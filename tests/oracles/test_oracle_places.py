@@ -277,7 +277,8 @@ def test_a_decoder_of_grouped_heads_remembers_less() -> None:
         memory, state = model.start(SOURCE, LENGTHS)
         _, state = model.decoder(WORDS, memory, state)
         held.append(sum(leaf.numel() for leaf in leaves(state)))
-    assert held == [2 * 2 * WORDS.numel() * WIDTH, 2 * 2 * WORDS.numel() * SIZE]  # keys and values, two layers
+    rows = len(WORDS)  # of each how many words it has read; keys and values, two layers
+    assert held == [rows + 2 * 2 * WORDS.numel() * WIDTH, rows + 2 * 2 * WORDS.numel() * SIZE]
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
