@@ -160,8 +160,8 @@ class Comparison:
                 say(f"{ended.task.name}: {_told(ended.task)} ({done} of {len(tasks)})")
                 try:
                     self.write(failed)
-                except S2SError as error:  # the others go on; whoever waits to the end meets it again
-                    warn(str(error))
+                except (S2SError, OSError) as error:  # the others go on; at the end it is tried again, and then raised
+                    warn(f"the table cannot be written yet: {error}")
 
         if tasks:
             say(

@@ -183,6 +183,17 @@ def test_a_table_has_every_row_as_soon_as_it_is_there(
     assert [("| `rnn` | 2 |" in one, "| `none` | 1 |" in one) for one in tables] == [(True, True), (True, False)]
 
 
+def test_trainings_go_on_where_a_table_cannot_be_written(copy: Path, grids: Path, cli: Cli) -> None:
+    """A folder has its name: every row is made, and the command ends with what was wrong."""
+    for name in ("rnn-2", "none-2"):
+        (copy / "rows" / f"{name}.json").unlink()
+    (grids / "blocked.md").mkdir()
+    (grids / "blocked.yaml").write_text("extends: grid.yaml\ntable: blocked.md\n")
+    found = cli("compare", grids / "blocked.yaml", "-o", copy)
+    assert_error(found, 6, "blocked.md")
+    assert found.err.count("s2s: warning: ") == 2 and {"rnn-2", "none-2"} <= set(rows(copy))
+
+
 def test_without_training_the_page_is_of_what_is_there(copy: Path, grids: Path, cli: Cli) -> None:
     (copy / "rows" / "none-2.json").unlink()
     shutil.rmtree(copy / "runs" / "none-1")
