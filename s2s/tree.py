@@ -91,11 +91,14 @@ def _as_large(parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     if all(shape == shapes[0] for shape in shapes):
         return parts
     largest = [max(sizes) for sizes in zip(*shapes, strict=True)]
-    missing = [[most - size for most, size in zip(largest, shape, strict=True)] for shape in shapes]
-    in_front = [[number for most in reversed(sizes) for number in (most, 0)] for sizes in missing]
     kind = next((part.dtype for part in parts if part.numel()), parts[0].dtype)
-    alike = [part if part.numel() else part.to(kind) for part in parts]
-    return tuple(pad(part, front) for part, front in zip(alike, in_front, strict=True))
+
+    def enlarged(part: Tensor) -> Tensor:
+        missing = [most - own for most, own in zip(largest, part.shape[1:], strict=True)]
+        in_front = [count for size in reversed(missing) for count in (size, 0)]  # pad begins with the last dimension
+        return pad(part if part.numel() else part.to(kind), in_front)
+
+    return tuple(map(enlarged, parts))
 
 
 def _join(trees: list[T], joined: Callable[[tuple[Tensor, ...]], Tensor]) -> T:
