@@ -42,7 +42,8 @@ class Signals:
         self._stopping = (*_STOP, signal.SIGUSR1) if usr1_stops else _STOP
         self._before: dict[int, Any] = {}
         self._watch: _Watch | None = None
-        self._raises = False
+        self.nothing_is_lost = False
+        """Whether the work may end where it stands."""
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -73,28 +74,23 @@ class Signals:
             yield
             return
         try:
-            self._raises = True
+            self.nothing_is_lost = True
             if self.stop is not None:
                 raise stopped(self.stop)
             yield
         finally:
-            self._raises = False
+            self.nothing_is_lost = False
 
     def stops(self, number: int) -> bool:
         """Whether the signal ``number`` asks to stop."""
         return number in self._stopping
-
-    @property
-    def nothing_is_lost(self) -> bool:
-        """Whether the work may end where it stands."""
-        return self._raises
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if not self.stops(number):
             self.save = True
         elif self.stop is None:
             self.stop = number
-            if self._raises:
+            if self.nothing_is_lost:
                 raise stopped(number)
 
 
