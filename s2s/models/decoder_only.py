@@ -111,8 +111,7 @@ class DecoderOnly(Decoder):
     def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
         passed, count = Passed.of(state.passed, state.layers[0].keys.size(2)), tokens.size(1)
         x = self.input(tokens, passed.first)
-        view = self.of_words.view(passed.most, count, passed.real(count), x.device)
-        look = Look(passed.first, passed.most, (view,))
+        look = Look.after(passed, count, [self.of_words], x.device)
         prefix, after, shown = Prefix(memory, len(tokens), passed.first, count), [], []
         for layer, source, past in zip(self.layers, memory.keys, state.layers, strict=True):
             given = (x, [past], look, [(source, prefix)])

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from s2s.interfaces import Attended, Attention, Memory
 from s2s.models.layers import Dropout
 from s2s.models.positions import Absolute, Relation
-from s2s.models.reach import KeysValues, Reach, Rows, View
+from s2s.models.reach import KeysValues, Passed, Reach, Rows, View
 from s2s.products import Linear, joined_once, linear
 from s2s.tree import Tree
 
@@ -170,6 +170,13 @@ class Look(NamedTuple):
     """Places before it that the stack has read, in the row that has read most."""
     views: tuple[View, ...]
     """One for each reach."""
+
+    @classmethod
+    def after(cls, passed: Passed, count: int, reaches: Iterable[Reach], device: torch.device) -> Look:
+        """Of a decoder that reads ``count`` words."""
+        real = passed.real(count)
+        views = tuple(reach.view(passed.most, count, real, device) for reach in reaches)
+        return cls(passed.first, passed.most, views)
 
 
 class SelfAttention(_Projections):

@@ -290,9 +290,7 @@ class TransformerDecoder(Decoder):
     def forward(self, tokens: Tensor, memory: Memory, state: Past) -> tuple[Decoded, Past]:
         passed, count = Passed.of(state.passed, state.layers[0].own[0].keys.size(2)), tokens.size(1)
         x = self.input(tokens, passed.first)
-        real = passed.real(count)
-        views = tuple(reach.view(passed.most, count, real, x.device) for reach in self.reaches)
-        look = Look(passed.first, passed.most, views)
+        look = Look.after(passed, count, self.reaches, x.device)
         after, shown, apart = [], [], []
         for layer, past, source in zip(self.layers, state.layers, memory.keys, strict=True):
             given = (x, memory, source, past, look)
