@@ -15,19 +15,19 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from scripted import Copier
 from torch import Tensor, nn
 
 from s2s.commands import serve as command
 from s2s.commands.serve import Options, names_of
 from s2s.data.tokenizer import Tokenizers, WhitespaceTokenizer
 from s2s.errors import UsageError
-from s2s.interfaces import NOTHING, Before
 from s2s.search.beam import SearchSettings
 from s2s.search.sampling import SamplingSettings
 from s2s.serve import app, connection
 from s2s.serve.asked import Asked, Refused, read
 from s2s.serve.desk import Desk, Offered
-from s2s.tree import Tree, repeat
+from s2s.tree import Tree
 
 WORDS = WhitespaceTokenizer(b"a\nb\nc\nbad\n<script>alert(1)</script>")
 VOCABULARY = 9
@@ -36,15 +36,12 @@ SHORT = 1.0
 """Seconds of patience here."""
 
 
-class Echo(nn.Module):
-    """Says its source again, attending to each word as it says it. ``gate`` holds it; at the word "bad" it breaks."""
-
-    sentences_before = 0
-    same_age = False
-    grows = False
+class Echo(Copier, nn.Module):
+    """Attends to each word as it says it. ``gate`` holds it; at the word "bad" it breaks."""
 
     def __init__(self) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
+        Copier.__init__(self, VOCABULARY)
         self.weight = nn.Parameter(torch.zeros(3))
         self.gate = threading.Event()
         self.gate.set()
@@ -53,29 +50,19 @@ class Echo(nn.Module):
         self.batches: list[int] = []
         """Sentences of each batch."""
 
-    def start(
-        self,
-        source: Tensor,
-        lengths: Tensor,
-        want: frozenset[str] = NOTHING,
-        places: int = 1,
-        before: Before | None = None,
-    ) -> tuple[Tree, Tree]:
-        self.batches.append(len(lengths))
+    def start(self, source: Tensor, *more: Any) -> tuple[Tree, Tree]:
+        self.batches.append(len(source))
         self.begun.release()
         assert self.gate.wait(30)
         if (source == BAD).any():
             raise RuntimeError("a secret of the model")
-        return repeat(((source,), torch.zeros(len(lengths), dtype=torch.long)), places)
+        return super().start(source, *more)
 
     def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
-        (source,) = memory
-        rows = torch.arange(len(token))
-        scores = torch.zeros(len(token), VOCABULARY)
-        scores[rows, source[rows, state]] = 10.0
-        weights = torch.zeros(source.shape)
-        weights[rows, state] = 1.0
-        return scores.log_softmax(-1), weights, (state + 1).clamp(max=source.shape[1] - 1)
+        words, _, after = super().step(token, memory, state)
+        weights = torch.zeros(memory[0].shape)
+        weights[torch.arange(len(token)), state] = 1.0
+        return words, weights, after
 
 
 class _Trained(NamedTuple):
