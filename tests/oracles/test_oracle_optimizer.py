@@ -131,6 +131,30 @@ def test_two_steps_of_sgd_by_hand() -> None:
     assert stepped(options, [1.0], [0.5, -0.2]) == pytest.approx(1.0 - 0.1 * 0.5 - 0.1 * 0.25, abs=1e-12)
 
 
+def test_nesterov_takes_the_gradient_where_momentum_leads() -> None:
+    """Sutskever et al. 2013, equations 3 and 4, on (w - 3)^2; ours holds the point that the gradient is taken at."""
+
+    def slope(at: float) -> float:
+        return 2 * (at - 3)
+
+    layer = nn.Linear(1, 1, bias=False).double()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    optimizer = rule(kind="sgd", lr=0.1, momentum=0.9, nesterov=True).build(layer)
+    weight, velocity = 1.0, 0.0
+    for _ in range(5):
+        velocity = 0.9 * velocity - 0.1 * slope(weight + 0.9 * velocity)
+        weight += velocity
+        layer.weight.grad = torch.full((1, 1), slope(float(layer.weight.detach())), dtype=torch.float64)
+        optimizer.step()
+        assert float(layer.weight.detach()) == pytest.approx(weight + 0.9 * velocity, abs=1e-12)
+
+
+def test_nesterov_without_momentum_is_refused() -> None:
+    with pytest.raises(ValidationError, match="set momentum"):
+        rule(kind="sgd", nesterov=True)
+
+
 def test_two_steps_of_adadelta_by_hand() -> None:
     """Zeiler 2012, algorithm 1: dx = -RMS(dx) / RMS(g) g, with running means of both squares."""
     weight, of_gradient, of_step = 1.0, 0.0, 0.0

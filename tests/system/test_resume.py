@@ -120,7 +120,15 @@ def test_every_pair_once_an_epoch(project: Path, new_run: Path, cli: Cli, monkey
 
 
 @pytest.mark.fault("R3")
-@pytest.mark.parametrize("settings", ["kind: sgd, lr: 0.5", "kind: sgd, lr: 0.5, momentum: 0.9", "kind: adadelta"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "kind: sgd, lr: 0.5",
+        "kind: sgd, lr: 0.5, momentum: 0.9",
+        "kind: sgd, lr: 0.1, momentum: 0.9, nesterov: true",
+        "kind: adadelta",
+    ],
+)
 def test_every_optimizer_goes_on(project: Path, new_run: Path, cli: Cli, settings: str) -> None:
     """Plain gradient descent keeps nothing between updates, and is resumed none the less."""
     config = f"{new_run.name}.yaml"
