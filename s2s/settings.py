@@ -59,11 +59,11 @@ class AttentionSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """An encoder; ``build(vocabulary, ...)`` gives an `s2s.interfaces.Encoder`."""
+    """An encoder; ``build(embedding, dropout, cells)`` gives an `s2s.interfaces.Encoder`."""
 
 
 class DecoderSettings(Settings):
-    """A decoder; ``build(vocabulary, memory_size, ...)`` gives an `s2s.interfaces.Decoder`."""
+    """A decoder; ``build(embedding, encoder, dropout, tied)`` gives an `s2s.interfaces.Decoder`."""
 
 
 class TokenizerSettings(Settings):

@@ -120,7 +120,7 @@ class Hypothesis(NamedTuple):
     log_probability: float
     """The model's own natural logarithm, EOS counted; -inf for a prefix that nothing, not even EOS, could follow."""
     finished: bool
-    """Whether the model ended it; False where the length limit or an impossible continuation did."""
+    """Whether it ended by its own EOS, before the length limit and not because nothing could follow."""
     attention: Tensor | None
     """(len(ids) + 1, S) float32 on the CPU, a row per token and one for EOS, S real source positions; None if not
     asked for or if the model has none."""
@@ -240,8 +240,8 @@ def _limits(
     limits = repeat(Limits(torch.tensor(longest, device=lengths.device), lengths, table, None), beams)
     if settings.sampling is None:
         return limits
-    numbers = [wish.number for wish in wishes]
-    return limits._replace(uniforms=uniforms(settings.sampling.seed, numbers, beams, max(longest), lengths.device))
+    asked = [(wish.number, wish.part) for wish in wishes]
+    return limits._replace(uniforms=uniforms(settings.sampling.seed, asked, beams, max(longest), lengths.device))
 
 
 def _search(
@@ -414,7 +414,7 @@ def _ends(live: _Prefixes, kept: _Kept, age: Tensor, longest: Tensor, settings: 
         over = (worst > -torch.inf) | (best == -torch.inf)
     else:
         over = _valued(best, longest if settings.early_stopping == "exhaustive" else age + 1, settings) <= worst
-    return over.squeeze(1) | (longest == age + 1)
+    return over.squeeze(1) | (longest <= age + 1)
 
 
 def _closed(kept: _Kept, step: int, stop: Tensor) -> _Kept:

@@ -50,7 +50,8 @@ class Forbidden:
         """The runs of pieces that spell forbidden phrases: where search cannot say these, the phrases are not there.
 
         A run is all pieces that give a character of the phrase, and the piece before them if that one ends the word
-        before. If the run stands in a phrase of ``kept``, which must be said, the pieces after it, as many as it takes.
+        before. If the run stands in a phrase of ``kept``, which must be said, the pieces after it, as many as it takes;
+        and where the text ends, those before it.
         """
         text = self.tokenizer.decode(ids)
         places = list(self.in_text(text))
@@ -62,8 +63,8 @@ class Forbidden:
             start, stop = run[0], run[-1] + 1
             if begins[start] == first and start > 0:
                 start -= 1
-            while stop < len(ids) and any(_occurs(ids[start:stop], phrase) for phrase in kept):
-                stop += 1
+            while stop - start < len(ids) and any(_occurs(ids[start:stop], phrase) for phrase in kept):
+                start, stop = (start, stop + 1) if stop < len(ids) else (start - 1, stop)
             runs.add(tuple(ids[start:stop]))
         return runs
 

@@ -1,4 +1,4 @@
-"""What may follow a prefix, and how repetition and neglect are counted against it; all without a look at the host.
+"""What may follow a prefix, and how repetition and neglect are counted against it.
 
 Shapes: n beams of K places, R = n K rows, V words, S source positions, t words said so far.
 """
@@ -90,9 +90,12 @@ def allow(totals: Tensor, age: Tensor, limits: Limits, notes: Notes, min_length:
     """
     n, places, _ = totals.shape
     totals[..., PAD] = totals[..., BOS] = -torch.inf
+    given = _of_prefix(age, limits.wishes.forced)
     if limits.wishes.required is not None and notes.progress is not None:
-        _leave_room(totals, limits.longest - age - 2, limits.wishes.required, notes.progress.view(n, places, -1))
-    forced = _forced(age, limits)
+        # What the prefix leaves room for was seen before search began.
+        room = (limits.longest - age - 2).masked_fill(given != PAD, torch.iinfo(torch.long).max)
+        _leave_room(totals, room, limits.wishes.required, notes.progress.view(n, places, -1))
+    forced = given.masked_fill(limits.longest == age + 1, EOS)
     must = forced != PAD
     value = totals[must, :, forced[must]] if must.any() else None  # (beams that have no choice, K)
     if min_length:
@@ -106,12 +109,11 @@ def allow(totals: Tensor, age: Tensor, limits: Limits, notes: Notes, min_length:
         totals[must, :, forced[must]] = value
 
 
-def _forced(age: Tensor, limits: Limits) -> Tensor:
-    """(n,) the only word that may follow, or PAD where there is a choice."""
-    prefix, words = limits.wishes.forced, torch.full_like(age, PAD)
-    if prefix is not None:
-        words = pad(prefix, (0, 1), value=PAD).gather(1, age.clamp(max=prefix.size(1)).unsqueeze(1)).squeeze(1)
-    return words.masked_fill(limits.longest == age + 1, EOS)
+def _of_prefix(age: Tensor, prefix: Tensor | None) -> Tensor:
+    """(n,) the word of ``prefix`` (n, words) that is due, or PAD where it is over."""
+    if prefix is None:
+        return torch.full_like(age, PAD)
+    return pad(prefix, (0, 1), value=PAD).gather(1, age.clamp(max=prefix.size(1)).unsqueeze(1)).squeeze(1)
 
 
 def _forbid(totals: Tensor, words: Tensor) -> None:

@@ -1,8 +1,9 @@
 """Random translations: each word drawn from the model's distribution, sharpened and cut as the settings say.
 
-A draw is a function of the seed, the sentence's number, the number of the draw and the step: the company of a sentence,
-its place in the batch and how many draws are asked for change nothing. Philox, a counter-based generator (Salmon et al.
-2011), gives one uniform number per step, and the word is the one at which the cumulative distribution passes it.
+A draw is a function of the seed, the sentence's number and part, the number of the draw and the step: the company of a
+sentence, its place in the batch and how many draws are asked for change nothing. Philox, a counter-based generator
+(Salmon et al. 2011), gives one uniform number per step, and the word is the one at which the cumulative distribution
+passes it.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ class SamplingSettings(Settings):
     """Another seed draws other translations."""
 
 
-def uniforms(seed: int, numbers: Sequence[int], draws: int, longest: int, device: torch.device) -> Tensor:
-    """(B * draws, longest) uniform numbers in [0, 1), float32: the draws of sentence ``numbers[0]``, and so on."""
+def uniforms(seed: int, sentences: Sequence[tuple[int, int]], draws: int, longest: int, device: torch.device) -> Tensor:
+    """(B * draws, longest) uniform numbers in [0, 1), float32: the draws of ``sentences[0]``, a number and a part of
+    that sentence, and so on."""
     rows = [
-        np.random.Philox(key=[seed, number], counter=[0, draw, 0, 0]).random_raw(longest)
-        for number in numbers
+        np.random.Philox(key=[seed, number], counter=[0, draw, part, 0]).random_raw(longest)
+        for number, part in sentences
         for draw in range(draws)
     ]
     # The highest 24 bits are a float32 exactly; more would round some numbers up to 1.

@@ -134,8 +134,8 @@ class Translator:
         """``attention``: keep the weights of every hypothesis; ``alignment``: give links between words.
 
         ``dictionary``: replace unknown words, with these entries where there is one; None leaves them.
-        ``forbidden``: phrases, normalised and not blank, that no translation may contain. ``where``: what to call the
-        input in messages.
+        ``forbidden``: phrases, normalised and not blank, that no translation may contain, each part of a line that is
+        cut for itself. ``where``: what to call the input in messages.
         """
         self.model, self.tokenizers, self.settings, self.device = model, tokenizers, settings, device
         self.n_best, self.alignment, self.long_lines, self.where = n_best, alignment, long_lines, where
@@ -186,15 +186,14 @@ class Translator:
 
     def translate_at(self, lines: Sequence[str], places: Sequence[int]) -> Iterator[Translation]:
         """Translations of the lines at these places, counted from 0: each the one that it has in the whole text."""
-        asked: list[Line] = []
-        wanted: dict[int, int] = {}
+        count = self.model.sentences_before
+        asked = []
         for place in places:
-            first, *rest = lines[first_before(lines, place, self.model.sentences_before) : place + 1]
-            asked += [Line(first, begins=True), *map(Line, rest)]
-            wanted[len(asked)] = place + 1
-        for one in self.translate(asked):
-            if one.number in wanted:
-                yield one._replace(number=wanted[one.number])
+            document = Document(count, self.settings.max_source_length)
+            for at in range(first_before(lines, place, count), place + 1):
+                taken = self._next(at + 1, Line(lines[at]), document)
+            asked.append(taken)
+        yield from self.answers(asked)
 
     def warnings(self) -> list[str]:
         """What a reader of the output should know, one line each."""
@@ -228,9 +227,11 @@ class Translator:
         words, limit = tokenizer.words(ids), self.settings.max_source_length - 1
         is_long = len(ids) > limit
         pieces = self._cut(number, line, ids, limit) if is_long else [(0, len(ids))]
-        parts = [_Asked([*ids[start:end], EOS], [*words[start:end], -1], wishes, before) for start, end in pieces]
-        later = [part._replace(wishes=wishes._replace(prefix=())) for part in parts[1:]]
-        return Taken(number, line, [*parts[:1], *later], is_long)
+        parts = []
+        for part, (start, end) in enumerate(pieces):
+            own = wishes._replace(part=part, prefix=() if part else wishes.prefix)
+            parts.append(_Asked([*ids[start:end], EOS], [*words[start:end], -1], own, before))
+        return Taken(number, line, parts, is_long)
 
     def _wishes(self, number: int, line: Line) -> Wishes:
         """What is wished for a line, in pieces. Raises DataError where the vocabulary or another wish is against it."""

@@ -23,6 +23,8 @@ class Wishes(NamedTuple):
 
     number: int = 0
     """The sentence's number in the input, from 0. It seeds the draws of sampling, and messages name line number + 1."""
+    part: int = 0
+    """Which part of that sentence it is, where one is cut; it seeds the draws too."""
     prefix: Phrase = ()
     """What the translation begins with."""
     required: tuple[Phrase, ...] = ()

@@ -196,9 +196,9 @@ class AdamW(Adam):
 class SGD(Optimizer):
     """Stochastic gradient descent; Luong et al. 2015 use it with lr 1 and clip 5.
 
-    With ``nesterov`` it is Nesterov's accelerated gradient (Sutskever et al. 2013, section 2), which Gehring et al. 2017
-    use with lr 0.25, momentum 0.99 and clip 0.1. The parameters held are those at which the next gradient is taken,
-    weight + momentum · velocity; the velocity is kept in units of the rate, so a new rate is that of all of it.
+    With ``nesterov`` it is Nesterov's accelerated gradient (Sutskever et al. 2013, section 2), which Gehring et al.
+    2017 use with lr 0.25, momentum 0.99 and clip 0.1. The parameters held are those at which the next gradient is
+    taken, weight + momentum · velocity; the velocity is kept in units of the rate, so a new rate is that of all of it.
     """
 
     kind: Literal["sgd"]

@@ -27,6 +27,7 @@ from s2s.interfaces import EOS, NOTHING, PAD, Before
 from s2s.models.ensemble import Ensemble
 from s2s.search.beam import SearchSettings
 from s2s.search.documents import first_before
+from s2s.search.sampling import SamplingSettings
 from s2s.search.score import Forced, Scorer
 from s2s.search.translate import Line, LongLines, Translator
 from s2s.serve.desk import Desk, Job, Way
@@ -253,6 +254,33 @@ def test_lines_that_are_chosen_keep_their_place() -> None:
     assert [(one.number, one.text) for one in found] == [(6, "e"), (2, "b"), (4, "c"), (3, "")]
     assert all(one in model.told for one in (("e", ["d"]), ("b", ["a"]), ("c", [])))
     assert [first_before(lines, 5, count) for count in range(5)] == [5, 4, 3, 3, 3]
+    assert sorted(text for text, _ in model.told) == ["b", "c", "e"]  # those before are read, not translated
+
+
+class Guesser(Copier):
+    """Every word is as likely as any other."""
+
+    def step(self, token: Tensor, memory: Tree, state: Tree) -> tuple[Tensor, Tensor | None, Tree]:
+        return torch.zeros(len(token), self.size).log_softmax(-1), None, state
+
+
+def test_lines_that_are_chosen_are_drawn_as_in_the_whole_text() -> None:
+    """Draws depend on the number of the line; the same words at another place are drawn anew."""
+    settings = SearchSettings(beam=1, sampling=SamplingSettings(seed=3), max_length_ratio=0, max_length_extra=20)
+    lines = ["a", "a", "a b", "a", "a"]
+    translator = Translator(Guesser(WORDS.size, 1), BOTH, settings, CPU)
+    whole = {one.number: one.text for one in translator.translate(lines)}
+    assert len(set(whole.values())) == 5
+    assert {one.number: one.text for one in translator.translate_at(lines, [4, 1])} == {5: whole[5], 2: whole[2]}
+
+
+def test_parts_of_a_line_are_drawn_each_for_itself() -> None:
+    settings = SearchSettings(
+        beam=1, sampling=SamplingSettings(seed=3), max_length_ratio=0, max_length_extra=20, max_source_length=3
+    )
+    (found,) = Translator(Guesser(WORDS.size), BOTH, settings, CPU).translate(["a b a b"])
+    first, second = (part.hypothesis.ids for part in found.candidates[0].parts)
+    assert first != second
 
 
 def test_pairs_are_scored_after_those_before_them() -> None:

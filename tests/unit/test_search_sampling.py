@@ -163,12 +163,14 @@ def test_ties_are_cut_by_the_lowest_id() -> None:
 
 def test_uniform_numbers() -> None:
     """One row per draw, all different, in [0, 1), exact in float32, with the mean of a uniform distribution."""
-    rows = uniforms(3, [0, 1, 7], 2, 5000, CPU)
+    rows = uniforms(3, [(0, 0), (1, 0), (7, 0)], 2, 5000, CPU)
     assert rows.shape == (6, 5000) and rows.dtype == torch.float32
     assert rows.min() >= 0 and rows.max() < 1
     assert len(rows.unique()) > 29_900  # of 30,000 of 2^24 numbers 27 would meet another by chance
-    assert torch.equal(uniforms(3, [7], 2, 60, CPU), rows[4:, :60])
-    assert not torch.equal(uniforms(4, [7], 2, 60, CPU), rows[4:, :60])
+    assert torch.equal(uniforms(3, [(7, 0)], 2, 60, CPU), rows[4:, :60])
+    assert not torch.equal(uniforms(4, [(7, 0)], 2, 60, CPU), rows[4:, :60])
+    parts = uniforms(3, [(7, part) for part in range(4)], 2, 5000, CPU)
+    assert len(torch.cat((rows, parts[2:])).unique()) > 59_850  # 107 meetings by chance
     assert (rows.mean(1) - 0.5).abs().max() < 4 / math.sqrt(12 * 5000)
 
 

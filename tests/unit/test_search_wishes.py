@@ -45,6 +45,14 @@ def test_a_prefix_wins_over_the_rules_that_bind_the_search() -> None:
     assert found.ids == [A, A, B]
 
 
+def test_a_prefix_wins_over_the_room_for_what_is_required() -> None:
+    """A B C and B C D overlap in the prefix A B C D, so five tokens are enough; one after the other they need seven."""
+    wish = Wishes(prefix=(A, B, C, D), required=((A, B, C), (B, C, D)))
+    script = always({A: 0.2, B: 0.2, C: 0.2, D: 0.2, EOS: 0.2})
+    (found,) = wished(script, wish, beam=1, max_length_ratio=0, max_length_extra=5)
+    assert found.ids == [A, B, C, D] and found.log_probability == pytest.approx(5 * math.log(0.2))
+
+
 def test_a_prefix_that_the_model_thinks_impossible() -> None:
     (found,) = wished(tree({(): {A: 1.0}}), Wishes(prefix=(B,)), beam=2)
     assert (found.score, found.finished) == (-math.inf, False)

@@ -76,14 +76,15 @@ def test_spellings_in_characters_have_the_sign_before_the_word() -> None:
     assert characters.pieces(ids)[4:] == ["▁", "e", "r"]
 
 
-def test_a_spelling_inside_of_what_must_be_said_has_the_pieces_after_it() -> None:
-    """ "Hund" alone would forbid a required "Hund sieht" as well."""
+def test_a_spelling_inside_of_what_must_be_said_has_the_pieces_round_it() -> None:
+    """ "Hund" alone would forbid a required "Hund sieht" as well; where the text ends in it, those before it tell."""
     der, hund, sieht, stop, _ = range(4, 9)
     forbidden = Forbidden(["Hund"], WORDS)
     assert forbidden.spellings([der, hund, stop, der], [(der, hund, sieht)]) == {(hund, stop)}
     assert forbidden.spellings([der, hund, sieht, stop], [(der, hund, sieht)]) == {(hund, sieht, stop)}
-    assert forbidden.spellings([der, hund], [(der, hund, sieht)]) == {(hund,)}  # nothing comes after
     assert forbidden.spellings([der, hund, stop], [(der,), (stop, sieht), ()]) == {(hund,)}
+    assert forbidden.spellings([stop, der, hund], [(der, hund, sieht)]) == {(stop, der, hund)}
+    assert forbidden.spellings([hund, sieht, stop, hund], [(hund, sieht)]) == {(hund, sieht, stop), (stop, hund)}
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram", "char", "word"])
