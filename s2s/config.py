@@ -37,7 +37,7 @@ from s2s.models.transformer import StackSettings, TransformerDecoderSettings, Tr
 from s2s.search.beam import SearchSettings
 from s2s.settings import AttentionSettings, Settings
 from s2s.training.objective import ObjectiveSettings
-from s2s.training.optimizer import Adam, AnyOptimizer
+from s2s.training.optimizer import Adam, AnyOptimizer, Plateau
 from s2s.training.trainer import TrainingSettings
 
 _RECIPES = {
@@ -123,8 +123,13 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience and self.data.valid is None:
-            raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
+        if self.data.valid is None:
+            if self.training.patience is not None:
+                raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid, or patience: null")
+            if self.training.keep_best > 1:
+                raise ValueError("training.keep_best: which checkpoints are best is known by data.valid; set it, or 1")
+            if isinstance(self.optimizer.schedule, Plateau):
+                raise ValueError("optimizer.schedule: plateau waits for validations to bring nothing; set data.valid")
         sides = (self.model.encoder, self.model.decoder)
         stacked = any(isinstance(part, StackSettings | ConvStackSettings) for part in sides)
         if self.training.checkpoint_activations and not stacked:

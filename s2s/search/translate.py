@@ -268,18 +268,29 @@ class Translator:
         """Indices of parts, longest first, and how many of them fit ``batch_tokens`` padded positions together.
 
         More are given only where sentences enter while others are searched, and none that has less than half of the
-        positions of the longest, to which all are padded.
+        positions of the longest, to which all are padded. The encoder never reads more than `_QUEUE` times as many
+        positions at once, those of the sentences before among them, unless one part alone needs them.
         """
         queue = _QUEUE if can_enter(self.model, self.settings) else 1
         order = sorted(range(len(parts)), key=lambda index: (-len(parts[index].source), index))
         while order:
             longest = len(parts[order[0]].source)
-            together = max(1, self.settings.batch_tokens // longest)
-            size = min(together * queue, len(order))
+            room = self._room_before([parts[index].before for index in order])
+            together = min(max(1, self.settings.batch_tokens // longest), room)
+            size = min(together * queue, len(order), room)
             while size > together and 2 * len(parts[order[size - 1]].source) < longest:
                 size -= 1
             yield order[:size], together
             order = order[size:]
+
+    def _room_before(self, before: list[tuple[list[int], ...]]) -> int:
+        """How many of the first parts may be read at once, by the sentences ``before`` each; at least 1."""
+        sentences = longest = 0
+        for part, one in enumerate(before):
+            sentences, longest = sentences + len(one), max(longest, 0, *map(len, one))
+            if part and sentences * longest > _QUEUE * self.settings.batch_tokens:
+                return part
+        return max(1, len(before))
 
     def _search(self, parts: list[_Asked], together: int) -> list[list[Hypothesis]]:
         """Search, and again wherever a forbidden phrase came out, now without the spelling that was used.

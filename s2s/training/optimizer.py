@@ -86,7 +86,7 @@ class Cosine(Warm):
 
 
 class Exponential(Warm):
-    """Times ``decay`` after every ``every`` updates, from update ``after`` on."""
+    """Times ``decay`` at every ``every``-th update, counted from update ``after`` on."""
 
     kind: Literal["exponential"]
     decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5

@@ -270,6 +270,8 @@ class Trainer:
         self.trained = 0.0
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
         self._saved, self._save_failures = -1, 0
+        self._best_saved: tuple[float | None, int] = (None, 0)
+        """What ``state.best`` and ``state.best_update`` were before the validation that was better."""
 
     # --- the loop -----------------------------------------------------------------------------------------------------
 
@@ -465,6 +467,7 @@ class Trainer:
         self._measured = {state.update: -value if metric in _LOWER_IS_BETTER else value}
         better = self._is_better(value)
         if better:
+            self._best_saved = (state.best, state.best_update)
             state.best, state.best_update, state.fruitless, state.since_reduction = value, state.update, 0, 0
         elif math.isfinite(value):
             state.fruitless, state.since_reduction = state.fruitless + 1, state.since_reduction + 1
@@ -524,6 +527,8 @@ class Trainer:
         failure = self.world.once(lambda: self._write_checkpoint(improved))
         if failure is not None:
             self._save_failures += 1
+            if improved:  # those weights are nowhere, and must not keep lesser ones from being the best there are
+                state.best, state.best_update = self._best_saved
             if final or self._save_failures >= _SAVE_FAILURES:
                 todo = f"make room in {self.run_directory}, and go on with the same command"
                 raise SystemRefused("", f"{failure}; {self._last()}", todo)

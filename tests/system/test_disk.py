@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from harness import (
@@ -28,6 +29,9 @@ from harness import (
     steps,
     train_arguments,
 )
+
+from s2s.checkpoint import Checkpoints, SaveFailed
+from s2s.training.trainer import Trainer, Validation
 
 # --- a real full file system ------------------------------------------------------------------------------------------
 
@@ -157,6 +161,31 @@ def test_three_failures_in_a_row(project: Path, new_run: Path, finished: Path, c
     assert [record["save_failures"] for record in records(new_run) if "save_failures" in record] == [1, 2]
     assert cli(*train_arguments(project, new_run)).code == 0
     assert_same_run(new_run, finished)
+
+
+@pytest.mark.fault("D1")
+def test_a_best_that_could_not_be_saved_is_none(
+    project: Path, new_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next best of what is on the disk is the best, though the lost one was better."""
+    scores, measure, save = iter([20.0, 30.0, 28.0, 29.0]), Trainer._measure, Checkpoints.save
+
+    def scripted(trainer: Trainer) -> Validation | None:
+        found = measure(trainer)
+        assert found is not None
+        return found._replace(scores=found.scores | {"bleu": next(scores)})
+
+    def failing(checkpoints: Checkpoints, step: int, *more: Any) -> Path:
+        if step == 10:
+            raise SaveFailed(step, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 1, new_run)
+        return save(checkpoints, step, *more)
+
+    monkeypatch.setattr(Trainer, "_measure", scripted)
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    settings = ("training.max_updates=20", "training.validate_every=5", "training.save_every=5")
+    found = cli(*train_arguments(project, new_run, *settings))
+    assert found.code == 0 and "could not save step 10" in found.err and "best bleu 29.00 at update 20" in found.err
+    assert (new_run / "best").read_text().strip() == "step-00000020"
 
 
 @pytest.mark.fault("D3")

@@ -210,6 +210,22 @@ def test_a_line_is_translated_after_those_before_it() -> None:
     assert told(Listener(0), "a", "b") == [("a", []), ("b", [])]
 
 
+def test_the_sentences_before_are_counted_in_a_batch() -> None:
+    """Of short lines behind a long one, each of which would be read padded to the long one."""
+    read: list[int] = []
+
+    class Reader(Copier):
+        def start(self, source: Tensor, *more: Any) -> tuple[Tree, Tree]:
+            before: Before = more[-1]
+            read.append(int((before.lengths > 0).sum()) * before.source.size(2))
+            return super().start(source, *more)
+
+    lines = ["a", "a b c d e f a b c d e f", *["a"] * 12]
+    translator = Translator(Reader(WORDS.size, 3), BOTH, SearchSettings(beam=1, batch_tokens=16), CPU)
+    assert [one.text for one in translator.translate(lines)] == lines
+    assert max(read) <= 4 * 16 and len(read) > 2
+
+
 def test_a_document_may_begin_without_a_blank_line() -> None:
     assert told(Listener(3), "a", Line("b", begins=True), "c") == [("a", []), ("b", []), ("c", ["b"])]
 
