@@ -53,7 +53,10 @@ class Run:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(self.path, "is a file", "give another --run-dir")
-        used = self.path.is_dir() and any(child.name != "LOCK" for child in self.path.iterdir())
+        # Half a file is what a killed process leaves that came no further than to begin a run.
+        used = self.path.is_dir() and any(
+            child.name != "LOCK" and not child.name.startswith(".tmp-") for child in self.path.iterdir()
+        )
         if used and not (self.path / _IDENTITY).is_file():
             raise UsageError(self.path, "is not empty and not a run of s2s", "use a new --run-dir")
         if used and not resume and not overwrite:
@@ -64,7 +67,7 @@ class Run:
         """Make or reopen the run in its directory, which exists and is locked, and give its id. Raises as `check`."""
         used = self.check(resume, overwrite)
         if used and overwrite:
-            for child in self.path.iterdir():
+            for child in sorted(self.path.iterdir(), key=lambda child: child.name == _IDENTITY):  # it goes last
                 if child.name != "LOCK":
                     shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
         if not used or overwrite:

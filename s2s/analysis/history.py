@@ -27,7 +27,7 @@ MEANINGS = {
 }
 """What the diagnostics of a validation mean; `s2s.analysis.diagnostics` has the formulas."""
 
-_COMMON = {"step", "epoch", "loss", "nll", "target_tokens", "seconds", "waited", "lr", "grad_norm"}
+_COMMON = {"step", "epoch", "loss", "nll", "target_tokens", "seconds", "waited", "lr", "grad_norm", "skipped"}
 _STRETCHES = 100
 """Points of the curve of speed."""
 
@@ -85,11 +85,11 @@ class History(NamedTuple):
         return Series("target tokens a second", x, y)
 
     def fruitless(self, metric: str) -> int:
-        """Validations since the best by ``metric``; of nll, ppl and ter less is better."""
+        """Validations since the best by ``metric`` that gave a number; of nll, ppl and ter less is better."""
         values = [_number(record["valid"].get(metric)) for record in self.validations]
         sign = -1 if metric in ("nll", "ppl", "ter") else 1
-        real = [(sign * value, -place) for place, value in enumerate(values) if math.isfinite(value)]
-        return len(values) - 1 + max(real)[1] if real else 0
+        real = [sign * value for value in values if math.isfinite(value)]
+        return len(real) - 1 - real.index(max(real)) if real else 0
 
 
 def read_history(path: Path) -> History:

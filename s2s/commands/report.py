@@ -395,7 +395,7 @@ def _mechanism(history: History) -> Iterator[tuple[str, str]]:
     """What the attention tells of itself, chart and meaning: terms of its loss, and its diagnostics at validations."""
     for name in history.terms():
         chart = line_chart([means(history.series(name, name))], title=f"Loss term: {name}", x="update", y="a token")
-        yield chart, "A term of the loss that belongs to the mechanism."
+        yield chart, "A term of the loss."
     for name in history.diagnostics():
         yield line_chart([history.diagnostic(name)], title=name, x="update", y=""), MEANINGS.get(name, "")
 

@@ -31,6 +31,7 @@ from harness import (
 )
 
 from s2s.checkpoint import Checkpoints, SaveFailed
+from s2s.run import Run
 from s2s.training.trainer import Trainer, Validation
 
 # --- a real full file system ------------------------------------------------------------------------------------------
@@ -227,6 +228,31 @@ def test_directories_that_cannot_be_a_run(project: Path, tmp_path: Path, cli: Cl
     for more in ((), ("--overwrite",)):
         assert_error(cli(*train_arguments(project, foreign, *more)), 2, "not a run of s2s")
     assert [path.name for path in foreign.iterdir() if path.name != "LOCK"] == ["thesis.tex"]
+
+
+@pytest.mark.fault("D4")
+def test_a_run_that_was_killed_as_it_began(project: Path, new_run: Path, cli: Cli) -> None:
+    """All it has left is half of its first file."""
+    new_run.mkdir()
+    (new_run / ".tmp-run.json-4711").write_text('{"id":')
+    assert cli(*train_arguments(project, new_run, "training.max_updates=2")).code == 0
+
+
+@pytest.mark.fault("D4")
+def test_what_says_that_it_is_a_run_is_overwritten_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it is overwritten can still be overwritten."""
+    for name in ("config.yaml", "latest", "metrics.jsonl", "run.json", "zoo"):
+        (tmp_path / name).write_text("{}")
+    gone, unlink = [], Path.unlink
+
+    def noted(path: Path, missing_ok: bool = False) -> None:
+        gone.append(path.name)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    Run(tmp_path).open(resume=False, overwrite=True)
+    kept = [name for name in gone if not name.startswith(".tmp-")]
+    assert len(kept) == 5 and kept[-1] == "run.json"
 
 
 @pytest.fixture
