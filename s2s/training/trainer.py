@@ -405,9 +405,11 @@ class Trainer:
     def _is_usable(self, loss: float, norm: float, group: list[Indices]) -> bool:
         """Whether the optimizer may see these gradients; in fp16 the scaler lowers its scale where they are not finite.
 
+        Below 1 there is nothing left to lower, and what is not finite is not so because of the scale.
         Raises DivergedError after more updates in a row than may be left out.
         """
-        if math.isfinite(loss) and (math.isfinite(norm) or self.precision == "fp16"):
+        scaled = self.precision == "fp16" and self.scaler.get_scale() >= 1.0
+        if math.isfinite(loss) and (math.isfinite(norm) or scaled):
             self.state.skipped = 0
             return True
         self.state.skipped += 1

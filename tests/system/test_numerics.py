@@ -122,6 +122,22 @@ def test_an_update_is_left_out_in_half_precision(
     assert [record.get("skipped") for record in records(new_run)] == [None, None, 1, 2, None, None]
 
 
+@pytest.mark.fault("N2", "N12")
+def test_gradients_that_no_scale_mends_end_a_training_in_half_precision(
+    project: Path, new_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 2^16 the scale is halved 17 times until it is below 1; the update after that is not let pass."""
+    original = Trainer.run
+
+    def spoilt(trainer: Trainer) -> str:
+        next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "run", spoilt)
+    arguments = train_arguments(project, new_run, *HALF, "training.max_updates=30", config="transformer.yaml")
+    assert_error(cli(*arguments), 5, "update 18", "the gradient's norm is nan", "training.precision: float32")
+
+
 @pytest.mark.fault("N12")
 def test_half_precision_may_begin_in_the_middle_of_a_run(project: Path, new_run: Path, cli: Cli) -> None:
     """A checkpoint of another precision has no scale: it begins as in a new run."""
