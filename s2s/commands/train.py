@@ -279,7 +279,10 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
         saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
     refused = []
     for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
-        if key.startswith(_HARMLESS) or (key == "data.train" and _unnamed(old) == _unnamed(new)):
+        if key == "training.max_updates" and config.optimizer.schedule.by_the_end:
+            kind = config.optimizer.schedule.kind
+            warn(f"{key}: {old} -> {new}: schedule {kind} is stretched to the last update, so the rate leaps here")
+        elif key.startswith(_HARMLESS) or (key == "data.train" and _unnamed(old) == _unnamed(new)):
             say(f"changed since the checkpoint: {key}: {old} -> {new}")
         elif key.startswith(_INEXACT):
             warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")

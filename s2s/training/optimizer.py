@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -21,6 +21,9 @@ Count = Annotated[int, Field(ge=0)]
 
 class Schedule(ScheduleSettings):
     """A factor on ``optimizer.lr`` for every update."""
+
+    by_the_end: ClassVar[bool] = False
+    """Whether it is stretched to the last update."""
 
     @abstractmethod
     def factor(self, update: int, last: int, reductions: int) -> float:
@@ -74,6 +77,7 @@ class InverseSqrt(Schedule):
 class Cosine(Warm):
     """Half a cosine from ``lr`` down to ``final`` of it at the last update."""
 
+    by_the_end = True
     kind: Literal["cosine"]
     final: Share = 0.0
     """Where it ends, as a share of ``lr``."""
@@ -119,6 +123,7 @@ class LuongDecay(Warm):
     Luong's own: after half of the epochs, halve every epoch; TensorFlow NMT's luong234 is after 2/3, 4 times.
     """
 
+    by_the_end = True
     kind: Literal["luong"]
     after: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     """Share of the updates before the first halving is counted."""

@@ -120,6 +120,20 @@ def test_every_pair_once_an_epoch(project: Path, new_run: Path, cli: Cli, monkey
 
 
 @pytest.mark.fault("R3")
+@pytest.mark.parametrize(("schedule", "warned"), [("cosine", True), ("luong", True), ("constant", False)])
+def test_a_schedule_that_is_stretched_says_so(
+    project: Path, new_run: Path, cli: Cli, schedule: str, warned: bool
+) -> None:
+    """More updates than were planned are another plan."""
+    settings = (f"optimizer.schedule={{kind: {schedule}}}", "training.validate_every=100")
+    assert cli(*train_arguments(project, new_run, *settings, "training.max_updates=4")).code == 0
+    outcome = cli(*train_arguments(project, new_run, *settings, "training.max_updates=8"))
+    assert outcome.code == 0
+    told = f"s2s: warning: training.max_updates: 4 -> 8: schedule {schedule} is stretched to the last update"
+    assert (told in outcome.err) == warned
+
+
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize(
     "settings",
     [
