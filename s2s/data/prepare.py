@@ -263,6 +263,7 @@ class _Files:
         """
         lines = self.indexes["source"].lines
         counts = PairCounts(name=self.name, max_length=self.rules.max_length)
+        counts.source.where, counts.target.where = str(self.paths["source"]), str(self.paths["target"])
         source, target = (
             read_lines(self.paths[side], counts=one, invalid=self.rules.invalid, only=sample(lines, number))
             for side, one in (("source", counts.source), ("target", counts.target))

@@ -480,7 +480,7 @@ class PairCounts:
         """Raises DataError if no pair was kept."""
         if not self.kept:
             what = f"no pair is left of {self.source.where} and {self.target.where}: {self.facts()}"
-            raise DataError(self.name, what)
+            raise DataError(self.name, what, "give other files, or set what left them out otherwise")
 
 
 _SUMMED = (

@@ -35,7 +35,10 @@ Spoil = Callable[[bytes], bytes]
         (lambda text: b"", ("train.en has 288 lines", "train.de 0")),
         (lambda text: text + b"mehr\n", ("has 288 lines", "289", "line N of one file must translate")),
         (lambda text: text + b"\n", ("289", "one file ends with an extra blank line")),
-        (lambda text: b"\n" * 288, ("no pair is left", "288 blank")),
+        (
+            lambda text: b"\n" * 288,
+            ("no pair is left of /", "train.en and /", "train.de: 288 pairs read, 288 blank", "give other files"),
+        ),
         (lambda text: text.replace(b"Hund", b"H\xfcnd", 1), ("train.de: line ", "0xfc is not UTF-8", "iconv")),
         (lambda text: text.replace(b"Hund", b"\xed\xa0\x80", 1), ("train.de: line ", "0xed is not UTF-8")),
         (lambda text: text.decode().encode("utf-16"), ("train.de: is UTF-16, not UTF-8; convert it",)),
