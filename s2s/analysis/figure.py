@@ -42,7 +42,7 @@ def figure(maps: Sequence[HeatMap], form: Form) -> bytes:
         from matplotlib.figure import Figure
         from matplotlib.font_manager import get_font_names
     except ImportError:
-        remedy = "pip install 's2s[pictures]', or give a name that ends in .svg"
+        remedy = "pip install -e '.[pictures]' in the folder of s2s, or give a name that ends in .svg"
         raise UsageError("--output", f"{form.upper()} needs matplotlib, which is not installed", remedy) from None
     if not maps:
         raise ValueError("no heat map is given")

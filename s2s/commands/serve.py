@@ -84,7 +84,8 @@ def _require_extra() -> None:
         for name in ("starlette", "uvicorn"):
             importlib.import_module(name)
     except ImportError:
-        raise UsageError("s2s serve", f"{name} is not installed", "pip install 's2s[serve]'") from None
+        todo = "pip install -e '.[serve]' in the folder of s2s"
+        raise UsageError("s2s serve", f"{name} is not installed", todo) from None
 
 
 def _listener(host: str, port: int) -> socket.socket:

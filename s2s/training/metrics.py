@@ -47,7 +47,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            what, remedy = "TensorBoard is not installed", "pip install 's2s[tensorboard]'"
+            what, remedy = "TensorBoard is not installed", "pip install -e '.[tensorboard]' in the folder of s2s"
             raise ConfigError("training.tensorboard", what, remedy) from None
         self.folder = folder
         self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1)

@@ -364,7 +364,7 @@ def test_nothing_is_served_without_a_model(cli: Cli) -> None:
 @pytest.mark.parametrize("name", ["starlette", "uvicorn"])
 def test_the_extra_is_not_installed(finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
-    assert_error(cli("serve", finished), 2, f"{name} is not installed", "pip install 's2s[serve]'")
+    assert_error(cli("serve", finished), 2, f"{name} is not installed", "pip install -e '.[serve]'")
 
 
 @pytest.mark.fault("X10")
