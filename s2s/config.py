@@ -124,8 +124,8 @@ class Config(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.data.valid is None:
-            if self.training.patience is not None:
-                raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid, or patience: null")
+            if self.training.stop_on in ("bleu", "chrf", "ter") and self.training.patience:
+                raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
             if self.training.keep_best > 1:
                 raise ValueError("training.keep_best: which checkpoints are best is known by data.valid; set it, or 1")
             if isinstance(self.optimizer.schedule, Plateau):

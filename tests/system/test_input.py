@@ -172,7 +172,6 @@ def test_links_outside_their_pair(own: Path, cli: Cli) -> None:
         ("model: {decoder: {attention: bahdanau}}", 2, ("wiring: bahdanau", "score: additive")),
         ("training: {stop_on: blue}", 2, ("training.stop_on",)),
         ("data: {valid: null}\ntraining: {patience: 3}", 1, ("training.stop_on: bleu needs data.valid",)),
-        ("data: {valid: null}\ntraining: {patience: 3, stop_on: nll}", 1, ("training.stop_on: nll needs data.valid",)),
         ("data: {valid: null}\ntraining: {patience: null, keep_best: 2}", 1, ("training.keep_best", "set it, or 1")),
         (
             "data: {valid: null}\ntraining: {patience: null}\noptimizer: {kind: sgd, schedule: {kind: plateau}}",

@@ -62,7 +62,7 @@ def test_what_no_font_has_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"PDF needs matplotlib.*pip install 's2s\[pictures\]'"):
+    with pytest.raises(UsageError, match=r"PDF needs matplotlib.*pip install -e '.\[pictures\]'"):
         figure([GIVEN], "pdf")
 
 
