@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "s2s"
 FLOORS = {
-    1: "interfaces settings schedules tree products likelihood progress distributed failpoints machine errors "
+    1: "interfaces settings schedules tree products likelihood progress distributed failpoints machine errors draws "
     "strictjson analysis evaluation",
     2: "attention models data configfile checkpoint",
     3: "search training export",

@@ -18,9 +18,10 @@ from pydantic import Field
 from torch import Tensor
 
 from s2s.analysis.diagnostics import summed
-from s2s.attention.estimators import AnyEstimator, Estimator, Prior, choose, gumbel_at, mean_context, row_context
+from s2s.attention.estimators import AnyEstimator, Estimator, Prior, choose, mean_context, row_context
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
+from s2s.draws import gumbel_at
 from s2s.interfaces import Attended, Attention, Gold, Memory, Mixture, Totals
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree

@@ -25,10 +25,11 @@ from pydantic import Field
 from torch import Tensor
 
 from s2s.analysis.diagnostics import summed
-from s2s.attention.estimators import choose, gumbel, mean_context, row_context
+from s2s.attention.estimators import choose, mean_context, row_context
 from s2s.attention.latent import Latent
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, General, GeneralSettings, Score
+from s2s.draws import gumbel
 from s2s.interfaces import Attended, Gold, Memory, Totals
 from s2s.settings import AttentionSettings
 from s2s.tree import Tree

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from s2s.configfile import FilePath
+from s2s.draws import gumbel
 from s2s.interfaces import BOS, NOTHING, PAD, Before, Decoded, Decoder, Memory, Totals
 from s2s.likelihood import log_likelihood
 from s2s.products import more_rows
@@ -457,8 +458,7 @@ class TrainingStep(nn.Module):
         decoder: Decoder = self.model.decoder  # type: ignore[assignment]
         scores = decoder.logits(decoded, memory, torch.ones_like(right, dtype=torch.bool)).float()
         scores[:, [PAD, BOS]] = -torch.inf  # a translation has neither
-        chance = -torch.empty_like(scores).exponential_().clamp_min(torch.finfo(scores.dtype).tiny).log()
-        own = (scores + chance).argmax(-1, keepdim=True)  # a draw from the softmax, whatever the scores are
+        own = (scores + gumbel(scores)).argmax(-1, keepdim=True)  # a draw from the softmax, whatever the scores are
         replaced = (torch.rand(right.shape, device=right.device) < self.own_words) & (right != PAD)
         return torch.where(replaced, own, right)
 

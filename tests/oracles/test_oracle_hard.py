@@ -22,10 +22,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from s2s.attention import estimators
-from s2s.attention.estimators import gumbel, gumbel_at
 from s2s.attention.global_ import Global
 from s2s.attention.hard import Hard, HardSettings, HardState
 from s2s.attention.latent import LatentSettings
+from s2s.draws import gumbel, gumbel_at
 from s2s.interfaces import Attended, Gold, Memory
 from s2s.models.seq2seq import Seq2Seq
 from s2s.schedules import Ramp, value_at
