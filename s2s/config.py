@@ -175,9 +175,9 @@ def _against(objective: ObjectiveSettings, attention: AttentionSettings | None) 
             f"objective.minimum_risk: attention {inner.kind} learns by a bound, and training never knows how likely a "
             "whole translation is, which risk is weighed by; choose another attention"
         )
-    if objective.over_words is not None and attention is not None and attention.bounds:
+    if objective.over_words is not None and attention is not None and attention.bound:
         return (
-            f"objective.{objective.over_words}: attention {inner.kind} learns by a bound of the right words' "
+            f"objective.{objective.over_words}: attention {inner.kind} learns by {attention.bound} of the right words' "
             "likelihood; what training reads is not the distribution over all words that it translates with, which "
             "this needs"
         )

@@ -1,4 +1,8 @@
-"""Draws: Gumbel noise from torch's generator, or as a function of what it is drawn for."""
+"""Draws: Gumbel noise from torch's generator, or as a function of what it is drawn for.
+
+Evaluation draws in the second way, so that a sentence is read alike in any company, by search and when scored. The
+mixing of numbers is SplitMix64 (Steele et al. 2014).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,20 @@ def gumbel_at(seeds: Tensor, first: Tensor, like: Tensor) -> Tensor:
     """The same for ``like`` (B, T, S) as a function of (seed, step, position) alone.
 
     Sentence b has ``seeds`` (B,) and is at step ``first`` (B,), both int64. So a sentence meets the same draws however
-    its steps are split, its rows are reordered and its source is padded. The mixing is SplitMix64 (Steele et al. 2014).
+    its steps are split, its rows are reordered and its source is padded.
     """
     steps = first.unsqueeze(1) + torch.arange(like.size(1), device=like.device)  # (B, T)
     places = torch.arange(like.size(2), device=like.device)
     mixed = _mixed(_mixed(seeds.unsqueeze(1) + steps * _GOLDEN).unsqueeze(2) + places * _GOLDEN)  # (B, T, S)
     uniform = (_shifted(mixed, 12).double() + 0.5) * 2.0**-52  # never 0 and never 1
     return -(-uniform.log()).log().to(like.dtype)
+
+
+def numbers_of(source: Tensor, lengths: Tensor) -> Tensor:
+    """(B,) int64, a number of each sentence of ``source`` (B, S) that its first ``lengths`` (B,) words decide."""
+    places = torch.arange(source.size(1), device=source.device)
+    mixed = _mixed(_mixed(source * _GOLDEN) + (places + 1) * _GOLDEN)  # a word at another place is another number
+    return _mixed(mixed.masked_fill(places >= lengths.unsqueeze(1), 0).sum(1))
 
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # constants of 64 bits, as signed integers have them

@@ -72,6 +72,9 @@ class Memory(NamedTuple):
     """What of {"weights", "heads", "trace"} the caller will read; fixed per sentence, so nothing unread is computed."""
     embedded: Tensor | None = None
     """(B, S, M) the words as they went into the encoder, zero at padding, if it leaves them."""
+    number: Tensor | None = None
+    """(B,) int64, which sentence it is, told by its words: in evaluation, what is drawn is a function of it. None in
+    training, whose draws are torch's."""
 
 
 class Mixture(NamedTuple):

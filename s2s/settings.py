@@ -40,9 +40,10 @@ class AttentionSettings(Settings):
         return False
 
     @property
-    def bounds(self) -> bool:
-        """Whether training reads words for a bound of their likelihood alone, by another distribution than search."""
-        return False
+    def bound(self) -> str | None:
+        """The bound of the right words' likelihood that training climbs, reading them by another distribution than
+        search does; None where both read by the same."""
+        return None
 
     def refusal(self, wiring: str, input_feeding: bool) -> str | None:
         """Why this mechanism cannot be used under a wiring of the decoder; None where it can."""

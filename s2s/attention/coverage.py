@@ -139,8 +139,8 @@ class CoverageSettings(AttentionSettings, Generic[A]):
         return self.inner.reads_final
 
     @property
-    def bounds(self) -> bool:
-        return self.inner.bounds
+    def bound(self) -> str | None:
+        return self.inner.bound
 
     def refusal(self, wiring: str, input_feeding: bool) -> str | None:
         return self.inner.refusal(wiring, input_feeding)

@@ -18,7 +18,15 @@ from pydantic import Field
 from torch import Tensor
 
 from s2s.analysis.diagnostics import summed
-from s2s.attention.estimators import AnyEstimator, Estimator, Prior, choose, mean_context, row_context
+from s2s.attention.estimators import (
+    AnyEstimator,
+    EnumerateSettings,
+    Estimator,
+    Prior,
+    choose,
+    mean_context,
+    row_context,
+)
 from s2s.attention.normalise import masked_log_softmax
 from s2s.attention.scores import AnyScore, GeneralSettings, Score
 from s2s.draws import gumbel_at
@@ -34,10 +42,8 @@ class HardState(NamedTuple):
 
     drawn: Tensor | None
     """(B, ...) the estimator's draw, in training."""
-    seeds: Tensor | None
-    """(B,) int64 what the samples of a sentence are functions of, in evaluation by samples."""
     step: Tensor | None
-    """(B,) int64 steps taken, likewise."""
+    """(B,) int64 steps taken, in evaluation by samples."""
 
 
 class Hard(Attention):
@@ -55,11 +61,11 @@ class Hard(Attention):
 
     def start(self, memory: Memory) -> HardState:
         if self.training:
-            return HardState(self.estimator.start(memory), None, None)
+            return HardState(self.estimator.start(memory), None)
         if self.evaluate != "sample":
-            return HardState(None, None, None)
-        seeds = torch.randint(2**62, memory.lengths.shape, device=memory.values.device)
-        return HardState(None, seeds, torch.zeros_like(seeds))
+            return HardState(None, None)
+        assert memory.number is not None, "a model in evaluation numbers its sentences"
+        return HardState(None, torch.zeros_like(memory.number))
 
     def forward(self, query: Tensor, memory: Memory, state: Tree) -> tuple[Attended, Tree]:
         mask = memory.mask.unsqueeze(1)  # (B, 1, S)
@@ -79,8 +85,9 @@ class Hard(Attention):
             mean = mean_context(prior.weights, memory.values)
             return Attended(mean, prior.weights, Mixture(prior.log_weights))
         noise = None
-        if state.seeds is not None and state.step is not None:
-            noise = gumbel_at(state.seeds, state.step, prior.log_weights)
+        if state.step is not None:
+            assert memory.number is not None
+            noise = gumbel_at(memory.number, state.step, prior.log_weights)
         choice = choose(prior.log_weights, noise)  # (B, T)
         trace = {"choice": choice} if "trace" in memory.want else {}
         if not self.estimator.feeds_mean:
@@ -130,6 +137,10 @@ class HardSettings(AttentionSettings):
     """What is read in evaluation and translation: the likeliest position, a sampled one, or the mixture of them all."""
     entropy: Annotated[float, Field(ge=0.0)] = 0.0
     """Bonus for the entropy of alpha, in the loss of every word; Xu et al. use 0.002. It keeps positions alive."""
+
+    @property
+    def bound(self) -> str | None:
+        return "Jensen's bound, estimator: enumerate," if isinstance(self.estimator, EnumerateSettings) else None
 
     def refusal_as_head(self) -> str:
         return (

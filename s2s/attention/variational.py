@@ -115,8 +115,8 @@ class VariationalSettings(AttentionSettings):
     """Positions that evaluation and translation sum over, the likeliest ones, renormalised; null: all, exactly."""
 
     @property
-    def bounds(self) -> bool:
-        return True
+    def bound(self) -> str:
+        return "the evidence lower bound"
 
     def refusal_as_head(self) -> str:
         return (

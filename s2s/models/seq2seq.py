@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from s2s.draws import numbers_of
 from s2s.interfaces import NOTHING, Before, Decoded, Decoder, Encoder, Memory
 from s2s.likelihood import log_probabilities
 from s2s.models.document import Hierarchical, HierarchicalSettings
@@ -56,6 +57,8 @@ class Seq2Seq(nn.Module):
     def read(self, source: Tensor, lengths: Tensor, before: Before | None) -> Memory:
         """What the encoder leaves of source (B, S) with lengths (B,), joined with the sentences before."""
         memory: Memory = self.encoder(source, lengths)
+        if not self.training:
+            memory = memory._replace(number=numbers_of(source, lengths))
         if self.document is None:
             return memory
         joined: Memory = self.document(memory, before, self.encoder)

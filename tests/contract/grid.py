@@ -55,6 +55,7 @@ EXAMPLES: dict[str, list[Options]] = {
         {"estimator": {"kind": "gumbel"}, "score": "additive"},
         {"estimator": {"kind": "enumerate"}, "score": "general"},
         {"estimator": {"kind": "enumerate"}, "score": "dot", "evaluate": "marginal"},
+        {"estimator": {"kind": "gumbel"}, "evaluate": "sample"},
     ],
     "latent": [{}, {"k": 2, "score": "general"}, {"k": 2, "renormalise": True, "score": "additive"}],
     "posterior": [{}, {"k": 2, "score": "additive"}, {"k": 2, "renormalise": True, "share": 0.5, "score": "dot"}],

@@ -76,10 +76,10 @@ class Given(Score):
 
 
 def memory_of(values: Tensor, lengths: tuple[int, ...] | None = None, want: frozenset[str] = frozenset()) -> Memory:
-    """Rows (B, S, M) as a memory, zero behind each sentence; without lengths all of them are real."""
+    """Rows (B, S, M) as a memory, zero behind each sentence, numbered; without lengths all of them are real."""
     ends = torch.tensor(lengths or (values.size(1),) * values.size(0))
     mask = torch.arange(values.size(1)) < ends.unsqueeze(1)
-    return Memory(values * mask.unsqueeze(-1), mask, ends, want=want)
+    return Memory(values * mask.unsqueeze(-1), mask, ends, want=want, number=torch.arange(len(ends)))
 
 
 def attend(attention: Attention, query: Tensor, memory: Memory) -> Attended:
