@@ -269,7 +269,7 @@ class Trainer:
         """Seconds of this process's updates, of `trained`, in which it waited for its batches."""
         self.trained = 0.0
         self._measured: dict[int, float] = {}  # the last validated update and its ``stop_on``, higher being better
-        self._saved, self._save_failures = -1, 0
+        self._saved, self._saved_validation, self._save_failures = -1, 0, 0
         self._best_saved: tuple[float | None, int] = (None, 0)
         """What ``state.best`` and ``state.best_update`` were before the validation that was better."""
 
@@ -524,7 +524,8 @@ class Trainer:
         at the end."""
         state = self.state
         self._save_asked = False
-        if state.update == 0 or (state.update == self._saved and not improved and not self._is_ranked()):
+        is_saved = (state.update, state.validated) == (self._saved, self._saved_validation)
+        if state.update == 0 or (is_saved and not improved and not self._is_ranked()):
             return
         failure = self.world.once(lambda: self._write_checkpoint(improved))
         if failure is not None:
@@ -537,7 +538,7 @@ class Trainer:
             warn(f"{failure}; will retry at the next checkpoint")
             self._record({"step": state.update, "save_failures": self._save_failures})
             return
-        self._saved, self._save_failures = state.update, 0
+        self._saved, self._saved_validation, self._save_failures = state.update, state.validated, 0
         hit("checkpoint.saved")
 
     def _write_checkpoint(self, improved: bool) -> str | None:
@@ -589,7 +590,7 @@ class Trainer:
         if scale := require(snapshot.state, "scaler", dict, where):  # empty where it was saved in another precision
             self.scaler.load_state_dict(scale)
         self.state = state_of(snapshot, where)
-        self._saved = self.state.update
+        self._saved, self._saved_validation = self.state.update, self.state.validated
 
 
 @contextmanager

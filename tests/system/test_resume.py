@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,6 +72,31 @@ def test_the_end_is_the_end(project: Path, run: Path, cli: Cli) -> None:
     assert outcome.code == 0
     assert f"already complete ({UPDATES}/{UPDATES} updates)" in outcome.err
     assert {path: changed(path) for path in run.rglob("*") if path.is_file() and path.name != "LOCK"} == before
+
+
+@pytest.mark.fault("R3")
+def test_a_validation_at_the_end_is_not_done_again(
+    project: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal came with the last update; what the next start measures, and finds no better, is kept with the run."""
+    run = tmp_path / "run"
+    settings = ("optimizer.lr=1e-30", "training.validate_every=2", "training.max_updates=5")
+    original = Trainer._update
+
+    def interrupted(trainer: Trainer) -> None:
+        original(trainer)
+        trainer.signals.stop = signal.SIGTERM if trainer.state.update == 5 else None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_update", interrupted)
+        assert cli(*train_arguments(project, run, *settings)).code == 128 + signal.SIGTERM
+    assert cli(*train_arguments(project, run, *settings)).code == 0
+    (once,) = [line for line in records(run) if "valid" in line and line["step"] == 5]
+    assert (run / "best").read_text() == "step-00000002"
+    before = {path: changed(path) for path in run.rglob("*") if path.is_file() and path.name != "LOCK"}
+    assert "already complete (5/5 updates)" in cli(*train_arguments(project, run, *settings)).err
+    assert {path: changed(path) for path in run.rglob("*") if path.is_file() and path.name != "LOCK"} == before
+    assert once in records(run)
 
 
 def test_what_was_loaded_is_let_go(project: Path, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
