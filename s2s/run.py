@@ -8,9 +8,11 @@ run/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,20 +120,50 @@ def run_of(path: Path) -> Run:
     raise CheckpointError(path, f"no {_CONFIG} here", "give the directory of a run")
 
 
-def warm_start(model: nn.Module, path: Path) -> tuple[list[str], list[str]]:
+class WarmStart(NamedTuple):
+    """What a model took from another run."""
+
+    fresh: list[str]
+    """Names of the tensors that start afresh here."""
+    left: list[str]
+    """Names of those that were left behind there."""
+    sha256: str
+    """See `best_weights`."""
+
+
+def best_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The best weights of a run, and by what they are known again: the hash of all of them.
+
+    Raises CheckpointError where the run is damaged or there is none.
+    """
+    given = load_model(path, "best", warn).snapshot.model
+    return given, hash_of(given)
+
+
+def hash_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, in the order of the names."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def warm_start(model: nn.Module, path: Path) -> WarmStart:
     """Begin from the best weights of another run: every tensor of the same name and shape is taken.
 
-    Gives the names of what starts afresh here and of what was left behind there. Raises CheckpointError where nothing
-    fits or the other run is damaged.
+    Raises CheckpointError where nothing fits or the other run is damaged.
     """
-    given, own = load_model(path, "best", warn).snapshot.model, own_tensors(model)
+    (given, sha256), own = best_weights(path), own_tensors(model)
     taken = [name for name, tensor in own.items() if name in given and given[name].shape == tensor.shape]
     if not taken:
         raise CheckpointError(path, "no tensor fits this model", "start from a run of the same sizes, or without it")
     with torch.no_grad():
         for name in taken:
             own[name].copy_(given[name])
-    return [name for name in own if name not in taken], [name for name in given if name not in taken]
+    fresh, left = [name for name in own if name not in taken], [name for name in given if name not in taken]
+    return WarmStart(fresh, left, sha256)
 
 
 def start_like(model: Seq2Seq, path: Path, config: Config, tokenizers: Tokenizers) -> list[str]:

@@ -31,7 +31,17 @@ from s2s.evaluation import score_all
 from s2s.interfaces import Attention
 from s2s.machine import keep_few_kernels, use_huge_pages
 from s2s.progress import say, silent, warn
-from s2s.run import Run, Trained, build_model, default_directory, load_trained, start_like, warm_start
+from s2s.run import (
+    Run,
+    Trained,
+    best_weights,
+    build_model,
+    default_directory,
+    hash_of,
+    load_trained,
+    start_like,
+    warm_start,
+)
 from s2s.search.translate import Line, Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
@@ -40,6 +50,7 @@ from s2s.training.trainer import (
     Trainer,
     Validation,
     check_compiler,
+    own_tensors,
     resolve_device,
     resolve_precision,
     seed_forward,
@@ -52,8 +63,10 @@ _HARMLESS = (
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
     "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "training.checkpoint_activations", "search",
     "data.test", "data.cache", "data.valid", "data.train.source", "data.train.target", "data.train.links", "init_like",
+    "objective.teacher.run",
 )  # fmt: skip
-"""Settings that may change between two parts of a run; of the texts the content is compared, not the name."""
+"""Settings that may change between two parts of a run; of texts and of a teacher the content is compared, not the
+name."""
 _INEXACT = ("training.precision", "training.device", "training.compile")
 """Settings that may change, but then the run is no longer what an undisturbed one would have been."""
 
@@ -115,7 +128,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     with signals.nothing_to_save():
         loaded = _newest(checkpoints, world)
         if loaded is not None:
-            _compare_settings(require(loaded.snapshot.state, "config", dict), config)
+            _compare_settings(loaded.snapshot.state, config)
         prepared = world.first_then_all(lambda: _data(config, run, loaded, world))
         data = EpochData(config, prepared, world)
     if config.model.document is not None:
@@ -131,10 +144,12 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     if loaded is None and config.init_like is not None:
         shared = start_like(model, Path(config.init_like), config, prepared.tokenizers)
         say(f"starting like {config.init_like}: {len(shared)} matrices")
+    began_from = None if loaded is None else loaded.snapshot.state.get("init_from")
     if loaded is None and config.init_from is not None:
-        fresh, left = warm_start(model, Path(config.init_from))
-        say(f"starting from {config.init_from}; afresh: {', '.join(fresh) or 'nothing'}; "
-            f"left behind: {', '.join(left) or 'nothing'}")  # fmt: skip
+        start = warm_start(model, Path(config.init_from))
+        began_from = start.sha256
+        say(f"starting from {config.init_from}; afresh: {', '.join(start.fresh) or 'nothing'}; "
+            f"left behind: {', '.join(start.left) or 'nothing'}")  # fmt: skip
     count = sum(parameter.numel() for parameter in model.parameters())
     say(f"model: {count:,} parameters, {prepared.tokenizers.source.size} source and "
         f"{prepared.tokenizers.target.size} target pieces; {training.precision} on {training.device}, "
@@ -144,14 +159,17 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     if config.objective.minimum_risk is not None:
         propose = Proposer(config.objective.minimum_risk, prepared.tokenizers.target)
     step = TrainingStep(model, config.objective, None if teacher is None else teacher.model, propose)
-    facts = {
+    facts: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "tokenizer": prepared.tokenizers.fingerprint,
         "fingerprint": prepared.fingerprint,
         "threads": torch.get_num_threads(),
         "processes": world.size,
-        "teacher": None if teacher is None else teacher.update,
-    }
+        "init_from": began_from,
+        "teacher": None if teacher is None else {
+            "update": teacher.update, "sha256": hash_of(own_tensors(teacher.model))
+        },
+    }  # fmt: skip
     _require_same(facts, world)
     board = None
     if training.tensorboard and world.first:
@@ -165,9 +183,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     )  # fmt: skip
     if loaded is not None:
         _check_machine(loaded, world)
-        if (taught := loaded.snapshot.state.get("teacher", facts["teacher"])) != facts["teacher"]:
-            what = f"its best checkpoint was of update {taught} at step {loaded.step}, and is of {facts['teacher']} now"
-            raise ConfigError("objective.teacher.run", what, "name the checkpoint itself, RUN/checkpoints/step-N")
+        _check_teacher(loaded, facts["teacher"])
         trainer.load(loaded.snapshot, loaded.path.name)
         if "processes" not in loaded.snapshot.state:  # saved when there was but one, and updates were counted
             trainer.state.position *= config.batches.accumulate
@@ -182,6 +198,20 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     finally:
         metrics.end()
     _report(trainer, run, ended, trainer.state.update == before and resumed)
+
+
+def _check_teacher(loaded: Loaded, now: dict[str, Any] | None) -> None:
+    """Raises ConfigError where the teacher is not the one that taught until now, wherever it stands."""
+    before = loaded.snapshot.state.get("teacher")
+    if now is None or before is None or before == now:
+        return
+    if before["update"] != now["update"]:
+        what = (
+            f"its best checkpoint was of update {before['update']} at step {loaded.step}, and is of {now['update']} now"
+        )
+        raise ConfigError("objective.teacher.run", what, "name the checkpoint itself, RUN/checkpoints/step-N")
+    what = f"its weights are not those that taught until step {loaded.step}"
+    raise ConfigError("objective.teacher.run", what, "name the run that this one began with")
 
 
 def _warn_of_whole_texts(prepared: Prepared) -> None:
@@ -270,11 +300,12 @@ def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prep
     return prepared
 
 
-def _compare_settings(saved: dict[str, Any], config: Config) -> None:
-    """Refuse to go on under other settings, except those that may change.
+def _compare_settings(state: dict[str, Any], config: Config) -> None:
+    """Refuse to go on under other settings than those of a checkpoint's ``state``, except those that may change.
 
     Settings that there were not yet when the checkpoint was saved had their defaults then.
     """
+    saved = require(state, "config", dict)
     with suppress(ValidationError):
         saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
     refused = []
@@ -282,7 +313,11 @@ def _compare_settings(saved: dict[str, Any], config: Config) -> None:
         if key == "training.max_updates" and config.optimizer.schedule.by_the_end:
             kind = config.optimizer.schedule.kind
             warn(f"{key}: {old} -> {new}: schedule {kind} is stretched to the last update, so the rate leaps here")
-        elif key.startswith(_HARMLESS) or (key == "data.train" and _unnamed(old) == _unnamed(new)):
+        elif (
+            key.startswith(_HARMLESS)
+            or (key == "data.train" and _unnamed(old) == _unnamed(new))
+            or (key == "init_from" and new is not None and best_weights(Path(str(new)))[1] == state.get("init_from"))
+        ):
             say(f"changed since the checkpoint: {key}: {old} -> {new}")
         elif key.startswith(_INEXACT):
             warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Cli, assert_error, records, train_arguments
+from harness import UPDATES, Cli, Outcome, assert_error, records, train_arguments
 
 from s2s.checkpoint import load_model
 from s2s.commands.train import _compare_settings
@@ -69,13 +69,35 @@ def test_another_teacher_than_before_is_refused(project: Path, new_run: Path, fi
     assert_error(found, 2, "objective.teacher.run", "its best checkpoint was of update", "checkpoints/step-N")
 
 
+def test_a_teacher_is_known_by_its_weights(
+    project: Path, new_run: Path, finished: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """It may move; another one that stands where it stood, of the same update, is refused."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished, teacher)
+
+    def taught(run: Path, updates: int) -> Outcome:
+        last = run / "checkpoints" / f"step-{UPDATES:08d}"
+        settings = (f"objective.teacher={{run: {last}}}", f"training.max_updates={updates}")
+        return cli(*train_arguments(project, new_run, *settings))
+
+    assert taught(teacher, 1).code == 0
+    moved = teacher.rename(tmp_path / "moved")
+    found = taught(moved, 2)
+    assert found.code == 0 and "changed since the checkpoint: objective.teacher.run" in found.err
+
+    assert cli(*train_arguments(project, teacher, f"init_from={moved}", "seed=7")).code == 0
+    found = taught(teacher, 3)
+    assert_error(found, 2, "objective.teacher.run", "its weights are not those that taught until step 2")
+
+
 def test_settings_that_there_were_not_yet_had_their_defaults(project: Path, new_run: Path, cli: Cli) -> None:
     arguments = train_arguments(project, new_run)
     assert cli(*arguments, "training.max_updates=1").code == 0
     saved = load_model(new_run, "latest").snapshot.state["config"]
     assert isinstance(saved, dict)
     del saved["objective"]["r_drop"], saved["model"]["decoder"]["heads"]
-    _compare_settings(saved, Config.model_validate_json(json.dumps(saved)))
+    _compare_settings({"config": saved}, Config.model_validate_json(json.dumps(saved)))
     saved["objective"]["r_drop"] = 1.0
     with pytest.raises(ConfigError, match="r_drop"):
-        _compare_settings(saved, Config.model_validate_json(json.dumps(saved | {"objective": {}})))
+        _compare_settings({"config": saved}, Config.model_validate_json(json.dumps(saved | {"objective": {}})))

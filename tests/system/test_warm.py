@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,25 @@ def test_what_the_other_run_lacks_starts_afresh_and_is_named(
     assert found.code == 0, found.err
     assert "afresh: decoder.wiring.attention.estimator.mean; left behind: nothing" in found.err
     assert cli(*train_arguments(project, new_run, f"init_from={finished}", HARD, "training.max_updates=4")).code == 0
+
+
+def test_the_run_that_another_began_from_may_move(
+    project: Path, new_run: Path, finished: Path, tmp_path: Path, cli: Cli
+) -> None:
+    """A training that goes on does not read it; a setting that names another one would do nothing, and is refused."""
+    first, moved, other = tmp_path / "first", tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(finished, first)
+    assert cli(*train_arguments(project, new_run, f"init_from={first}", LATENT, "training.max_updates=1")).code == 0
+    first.rename(moved)
+    found = cli(*train_arguments(project, new_run, f"init_from={moved}", LATENT, "training.max_updates=2"))
+    assert found.code == 0 and "changed since the checkpoint: init_from" in found.err
+
+    assert cli(*train_arguments(project, other, "seed=7", "training.max_updates=1")).code == 0
+    found = cli(*train_arguments(project, new_run, f"init_from={other}", LATENT, "training.max_updates=3"))
+    assert_error(found, 2, "init_from", "differ from the checkpoint's")
+    shutil.rmtree(moved)
+    found = cli(*train_arguments(project, new_run, f"init_from={moved}", LATENT, "training.max_updates=3"))
+    assert found.code == 0, found.err
 
 
 @pytest.mark.parametrize("where", ["nowhere", "train.en"])
