@@ -50,7 +50,7 @@ class Column(NamedTuple):
     value: Callable[[Row], float | None]
     form: str
     varies: bool = True
-    """Whether seeds may differ; false shows the first row's number."""
+    """Whether seeds usually differ; false tells a number once where they do not."""
 
 
 # --- columns ----------------------------------------------------------------------------------------------------------
@@ -220,10 +220,9 @@ def _cell(name: ColumnName, system: Found, baseline: str) -> str:
     column, summary = NUMBERS[name], system["summary"][name]
     if summary is None:
         return "-"
-    if not column.varies:
-        return f"{column.value(system['rows'][0]):{column.form}}"
     low, high = (f"{summary[end]:{column.form}}" for end in ("low", "high"))
-    return f"{summary['mean']:{column.form}}" + (f" ({low}-{high})" if summary["seeds"] > 1 else "")
+    is_range = summary["seeds"] > 1 and (column.varies or low != high)
+    return f"{summary['mean']:{column.form}}" + (f" ({low}-{high})" if is_range else "")
 
 
 def _beside_cell(name: str, beside: Found | None, is_baseline: bool) -> str:
@@ -270,7 +269,7 @@ def _table_row(settings: ComparisonSettings, system: Found, baseline: str) -> Fo
 
 def _page_cell(name: ColumnName, system: Found, baseline: str) -> str:
     summary = system["summary"].get(name)
-    if summary is None or not NUMBERS[name].varies or summary["deviation"] is None:
+    if summary is None or summary["deviation"] is None or not (NUMBERS[name].varies or summary["deviation"]):
         return _cell(name, system, baseline)
     return f"{summary['mean']:{NUMBERS[name].form}} ± {summary['deviation']:{NUMBERS[name].form}}"
 

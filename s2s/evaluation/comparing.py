@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from s2s.evaluation.scores import Measured
-from s2s.evaluation.significance import Bootstrap, Floats, bootstrap_scores, paired_bootstrap
+from s2s.evaluation.significance import Bootstrap, bootstrap_scores, paired_bootstrap
 
 
 class Spread(NamedTuple):
@@ -79,21 +79,18 @@ Seeds = dict[int, Measured]
 def against(systems: Sequence[Seeds], baseline: Seeds, samples: int, seed: int) -> list[Against | None]:
     """Each of ``systems`` beside the baseline; None where they have no seed in common."""
     common = [sorted(set(system) & set(baseline)) for system in systems]
-    tests = [
-        _tested([system[one] for one in seeds], [baseline[one] for one in seeds], samples, seed) if seeds else None
-        for system, seeds in zip(systems, common, strict=True)
-    ]
+    tests: list[Bootstrap | None] = [None] * len(systems)
+    for seeds in {tuple(one) for one in common if one}:  # those of the same seeds are drawn once, and together
+        places = [place for place, one in enumerate(common) if tuple(one) == seeds]
+        other, *own = (pooled([system[one] for one in seeds]) for system in (baseline, *(systems[at] for at in places)))
+        of_other, *of_own = bootstrap_scores([other, *own], samples, seed)
+        for place, one, drawn in zip(places, own, of_own, strict=True):
+            tests[place] = paired_bootstrap(one, other, drawn, of_other)
     corrected = iter(holm([test.p for test in tests if test is not None]))
     return [
         None if test is None else _beside(system, baseline, seeds, test, next(corrected))
         for system, seeds, test in zip(systems, common, tests, strict=True)
     ]
-
-
-def _tested(own: Sequence[Measured], other: Sequence[Measured], samples: int, seed: int) -> Bootstrap:
-    pair = pooled(own), pooled(other)
-    drawn: Floats = bootstrap_scores(pair, samples, seed)
-    return paired_bootstrap(*pair, drawn[0], drawn[1])
 
 
 def _beside(system: Seeds, baseline: Seeds, seeds: list[int], test: Bootstrap, corrected: float) -> Against:

@@ -88,6 +88,16 @@ def test_the_table_has_mean_lowest_and_highest_of_what_is_there(systems: list[Sy
     assert len(lines) == 11  # no row has bands of length
 
 
+def test_updates_of_seeds_that_differ_are_told_as_a_range(systems: list[System], reference: Path) -> None:
+    """As where patience ended them; what is usually the same for all seeds is told once where it is."""
+    systems[1].rows[3]["updates"] = 9
+    asked = settings(columns=("updates", "parameters"))
+    found = result(asked, systems, "a", reference, [])
+    lines = markdown(asked, found).splitlines()
+    assert lines[4:6] == ["| `a` | 2 | 7 | 1,234 |", "| `b` | 2 | 8 (7-9) | 1,234 |"]
+    assert "8 ± 1" in page(asked, systems, found, "asked")
+
+
 def test_the_table_has_the_metric_by_source_length(systems: list[System], reference: Path) -> None:
     systems[0].rows[1]["scores"][0]["by_length"] = bands(1.0, None, 5.0)
     systems[0].rows[2]["scores"][0]["by_length"] = bands(2.0, None, 9.0)
