@@ -532,10 +532,17 @@ def _fail(error: S2SError) -> int:
     return error.code
 
 
+def _usage(context: typer.Context | None) -> str:
+    """How the command is used that was meant, where one was."""
+    if context is None or hasattr(context.command, "commands"):
+        return ""
+    return " ".join(context.get_usage().split()).replace("Usage:", "; usage:", 1)
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run a command and give its exit code."""
     try:
-        result = app(arguments, standalone_mode=False)
+        result = app(arguments, standalone_mode=False, prog_name="s2s")
         if sys.stdout is not None:
             sys.stdout.flush()
         return result if isinstance(result, int) else 0
@@ -554,7 +561,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(refusal(error))
     except Exception as error:
         if hasattr(error, "format_message"):  # what the command line parser raises for a wrong command
-            say(f"s2s: error: {error.format_message()}")
+            say(f"s2s: error: {error.format_message().removesuffix('.')}{_usage(getattr(error, 'ctx', None))}")
             return 2
         traceback.print_exc()
         say("s2s: this is a bug in s2s; please report it with the lines above")

@@ -44,6 +44,11 @@ _RECIPES = {
     "bahdanau": "wiring: bahdanau and attention: {kind: global, score: additive}",
     "luong": "wiring: luong and attention: {kind: global, score: general}",
     "none": "attention: {kind: none}",
+    "soft": "attention: {kind: global}",
+    "multi-head": "heads: 4 of the decoder, beside attention: {kind: global}",
+    **{
+        normaliser: f"attention: {{kind: global, normaliser: {normaliser}}}" for normaliser in ("sparsemax", "entmax15")
+    },
     **{
         score: f"attention: {{kind: global, score: {score}}}"
         for score in ("dot", "general", "additive", "concat", "location", "cosine")
@@ -52,10 +57,13 @@ _RECIPES = {
 
 
 def _recipe(value: Any) -> Any:
-    """A bare name is answered with the keys that it stands for."""
+    """A bare name, or one that is no kind, is answered with the keys that it stands for."""
     if isinstance(value, str):
         keys = _RECIPES.get(value.lower())
         raise ValueError(f"is a mapping with a kind, not the name {value!r}" + (f"; write {keys}" if keys else ""))
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind != "none" and kind in _RECIPES:
+        raise ValueError(f"kind: {kind} is not one of the kinds; write {_RECIPES[kind]}")
     return value
 
 

@@ -34,12 +34,18 @@ Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
 
+@dataclass(frozen=True)
 class PathMarker:
     """Marks a text setting as a file path, which `validate` makes absolute."""
 
+    read: bool
+    """Whether it is there before it is used."""
 
-FilePath = Annotated[str, PathMarker(), Field(min_length=1)]
+
+FilePath = Annotated[str, PathMarker(read=True), Field(min_length=1)]
 """A path, relative to the file it is written in; on the command line to the current folder. Nothing is expanded."""
+NewPath = Annotated[str, PathMarker(read=False), Field(min_length=1)]
+"""The same of what is written and need not be there."""
 
 
 @dataclass(frozen=True)
@@ -358,11 +364,29 @@ def _read_overrides(overrides: Sequence[str], problems: list[_Problem]) -> list[
             problems.append((Place(), f"{_short(override)!r} is not KEY=VALUE, such as training.patience=5"))
         elif key == ("extends",):
             problems.append((Place(), "extends: can be set only in a file"))
+        elif _is_cut_off(text):
+            what = "begins a mapping or a list and does not end it; where it has spaces, quote the whole of KEY=VALUE"
+            problems.append((Place(), f"{_short(override)!r} {what}"))
+            break  # what follows are its other pieces
         elif node := _parse(text, None, key, problems):
             for part in reversed(key):
                 node = _Node({part: node}, Place())
             whole = _merge(whole, node)
     return [whole] if overrides else []
+
+
+def _is_cut_off(text: str) -> bool:
+    """Whether a mapping or a list is begun and not ended, as when the shell has split it."""
+    if not text.startswith(("{", "[")):
+        return False
+    try:
+        for _ in yaml.parse(text, yaml.SafeLoader):
+            pass
+    except yaml.MarkedYAMLError as error:
+        return error.problem_mark is not None and error.problem_mark.index >= len(text)
+    except (yaml.YAMLError, ValueError, OverflowError):
+        return False
+    return False
 
 
 def _merge(base: _Node, over: _Node) -> _Node:
@@ -482,7 +506,8 @@ def _sentence(key: Key, errors: list[ErrorDetails], choices: list[Any], model: t
             return f"{name}: {details['ctx']['error']}" if name else str(details["ctx"]["error"])
         case "union_tag_invalid":
             kind = value["kind"] if isinstance(value["kind"], str) else spelled(value["kind"])
-            return f"{name}: kind: {kind} is not one of {', '.join(kinds)}{did_you_mean(kind, list(kinds))}"
+            hint = did_you_mean(kind, list(kinds)) or _values_named(kind, key, model)
+            return f"{name}: kind: {kind} is not one of {', '.join(kinds)}{hint}"
         case "union_tag_not_found":
             return f"{name}: kind is missing; it is one of {', '.join(kinds)}"
         case "dict_type" | "model_attributes_type" if kinds:
@@ -548,6 +573,25 @@ def right_place(key: Key, owners: Sequence[type[BaseModel]], model: type[BaseMod
     return f"; here the settings are {', '.join(own)}"
 
 
+def _values_named(word: str, key: Key, model: type[BaseModel]) -> str:
+    """``; WORD is a value of KEY`` for keys beside or below ``key`` that may have this value, nothing if none may."""
+    found = [
+        dotted((*where, name))
+        for where, settings in sections(model)
+        if where[: len(key) - 1] == key[:-1]
+        for name, field in settings.model_fields.items()
+        if name != "kind" and word in _words(field.annotation)
+    ]
+    return f"; {word} is a value of {', '.join(list(dict.fromkeys(found))[:3])}" if found else ""
+
+
+def _words(annotation: Any) -> set[str]:
+    """The words that a value may be, or that its ``kind`` may be."""
+    choices = alternatives(annotation)
+    literals = {str(word) for choice in choices if get_origin(choice) is Literal for word in get_args(choice)}
+    return literals | set(kinds_of(choices))
+
+
 def _locate(model: type[BaseModel], location: Sequence[str | int]) -> tuple[Key, list[Any]]:
     """The user's key of a pydantic error, whose location also names members of unions, and the types allowed there.
 
@@ -606,6 +650,29 @@ def _prepared(annotation: Any, value: object, key: Key, document: Document) -> o
         item_type = get_args(annotation)[1]
         return {name: _prepared(item_type, item, (*key, name), document) for name, item in value.items()}
     return value
+
+
+def files(settings: BaseModel, key: Key = ()) -> Iterator[tuple[Key, Path]]:
+    """Every path that the settings name and something is read from, with its key."""
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        items: dict[tuple[int, ...], object] = {(): value}
+        if isinstance(value, (tuple, list)):
+            items = {(number,): item for number, item in enumerate(value)}
+        for place, item in items.items():
+            where = (*key, name, *place)
+            if isinstance(item, BaseModel):
+                yield from files(item, where)
+            elif isinstance(item, str) and _is_read(field_type(field)):
+                yield where, Path(item)
+
+
+def _is_read(annotation: Any) -> bool:
+    """Whether a type is, or holds, a path that something is read from."""
+    if get_origin(annotation) is Annotated:
+        inner, *marks = get_args(annotation)
+        return any(isinstance(mark, PathMarker) and mark.read for mark in marks) or _is_read(inner)
+    return any(_is_read(member) for member in get_args(annotation))
 
 
 # Walking a settings class --------------------------------------------------------------------------------------------

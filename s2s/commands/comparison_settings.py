@@ -21,7 +21,7 @@ from s2s import config as configuration
 from s2s import configfile
 from s2s.checkpoint import replace_file
 from s2s.config import Config
-from s2s.configfile import FilePath
+from s2s.configfile import FilePath, NewPath
 from s2s.data.prepare import DataSettings, PairFiles
 from s2s.errors import ConfigError, UsageError
 from s2s.evaluation import MetricName
@@ -77,16 +77,16 @@ class ComparisonSettings(Settings):
     """Test sets that the paired bootstrap draws."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of each training; null: those of this machine, divided by --jobs."""
-    rows: FilePath | None = None
+    rows: NewPath | None = None
     """The folder of the result files, one for each training; null: rows, in the output folder."""
-    details: FilePath | None = None
+    details: NewPath | None = None
     """The folder of their translations, which tests in pairs need, and of what the page shows; null: details, in the
     output folder."""
-    table: FilePath | None = None
+    table: NewPath | None = None
     """The Markdown file with the table; null: comparison.md, in the output folder."""
-    page: FilePath | None = None
+    page: NewPath | None = None
     """The page; null: comparison.html, in the output folder."""
-    result: FilePath | None = None
+    result: NewPath | None = None
     """The result file; null: comparison.json, in the output folder."""
 
     @model_validator(mode="after")
@@ -155,7 +155,11 @@ class First:
 
 def read_settings(path: Path) -> ComparisonSettings:
     """A checked file. Raises ConfigError with every mistake."""
-    return configfile.validate(configfile.load(path), ComparisonSettings)
+    document = configfile.load(path)
+    if "model" in document.values:
+        todo = f"train it, s2s train --config {path}, or name it under recipes: of a comparison (docs/compare.md)"
+        raise ConfigError(path, "these are the settings of one training, not of a comparison", todo)
+    return configfile.validate(document, ComparisonSettings)
 
 
 def cells_of(settings: ComparisonSettings, output: Path) -> list[Cell]:

@@ -34,10 +34,18 @@ def show(path: Path, overrides: Sequence[str] = ()) -> None:
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> None:
-    """Print that the file is right; `ConfigError` with everything that is not."""
-    from s2s.config import load
+    """Print that the file is right; `ConfigError` with everything that is not, files that are not there among it."""
+    from s2s.config import Config
 
-    load(path, overrides)
+    document = configfile.load(path, overrides)
+    config = configfile.validate(document, Config)
+    missing = [
+        printable(f"{document.place(key)}: {dotted(key)}: {file}: no such file")
+        for key, file in configfile.files(config)
+        if not file.exists()
+    ]
+    if missing:
+        raise ConfigError("", missing[0], problems=tuple(missing))
     print(f"{printable(path)}: ok")
 
 
@@ -216,7 +224,8 @@ def reference(model: type[BaseModel]) -> str:
     lines = [
         "# Settings",
         "",
-        "Every key of a configuration file. This page is generated; the text is in the code.",
+        "Every key of a configuration file; [configuration.md](configuration.md) says how such files are read and laid",
+        "over each other. This page is generated; the text is in the code.",
         "",
     ]
     documented: dict[tuple[type[BaseModel], ...], str] = {}
@@ -314,6 +323,7 @@ def new(source: Path, target: Path, out: Path) -> None:
                 file.write_line(text)
         for line in _TEMPLATE.format(**{part: _sides(both, out.parent) for part, both in paths.items()}).splitlines():
             config.write_line(line)
+    print(f"wrote {printable(out)}; train, valid and test texts are in {printable(folder)}", file=sys.stderr)
     print(printable(shlex.join(["s2s", "train", "--config", str(out)])))
 
 

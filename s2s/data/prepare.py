@@ -18,7 +18,7 @@ import sentencepiece
 from pydantic import Field, field_validator, model_validator
 
 from s2s.checkpoint import replace_file
-from s2s.configfile import FilePath
+from s2s.configfile import FilePath, NewPath
 from s2s.data import shards, tokenizer
 from s2s.data.batches import Mixture
 from s2s.data.corpora import AnyCorpus, Corpora, shared_pairs
@@ -109,7 +109,7 @@ class DataSettings(Settings):
     hashes of eight bytes."""
     invalid_utf8: Invalid = "error"
     """What to do with a line that is not UTF-8: refuse the file, put U+FFFD (replace), or leave out the pair (drop)."""
-    cache: FilePath | None = None
+    cache: NewPath | None = None
     """Where encoded corpora are kept for the next run; null is a folder beside the run."""
 
     @property

@@ -304,6 +304,7 @@ def test_a_half_trained_run_is_refused(grids: Path, compared: Path, tmp_path: Pa
 def test_mistakes_on_the_command_line(grids: Path, compared: Path, tmp_path: Path, cli: Cli) -> None:
     run = compared / "runs" / "rnn-1"
     assert_error(cli("compare", grids / "no.yaml"), 2, "no.yaml: there is no such file")
+    assert_error(cli("compare", grids / "rnn.yaml"), 2, "rnn.yaml: these are the settings of one training, not of a")
     assert_error(cli("compare", run, grids / "grid.yaml"), 2, "grid.yaml: is not a directory")
     assert_error(cli("compare", grids / "grid.yaml", "--source", run), 2, "--source: goes with runs")
     assert_error(cli("compare", run, "--links", run), 2, "--links: goes with --source and --reference")

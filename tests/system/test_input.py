@@ -170,6 +170,12 @@ def test_links_outside_their_pair(own: Path, cli: Cli) -> None:
         ("optimizer: {lr: .nan}", 2, ("optimizer.lr",)),
         ("optimizer: {lr: !!python/object/apply:os.system ['touch marker']}", 2, ("tag",)),
         ("model: {decoder: {attention: bahdanau}}", 2, ("wiring: bahdanau", "score: additive")),
+        (
+            "model: {decoder: {attention: {kind: bahdanau}}}",
+            2,
+            ("kind: bahdanau is not one of the kinds; write wiring",),
+        ),
+        ("model: {encoder: {kind: lstm}}", 2, ("lstm is a value of model.encoder.cell",)),
         ("training: {stop_on: blue}", 2, ("training.stop_on",)),
         ("data: {valid: null}\ntraining: {patience: 3}", 1, ("training.stop_on: bleu needs data.valid",)),
         ("data: {valid: null}\ntraining: {patience: null, keep_best: 2}", 1, ("training.keep_best", "set it, or 1")),

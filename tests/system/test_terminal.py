@@ -52,6 +52,11 @@ def test_wrong_commands(cli: Cli, arguments: list[str]) -> None:
     assert_error(cli(*arguments), 2)
 
 
+def test_an_option_that_there_is_not_is_answered_with_the_usage(cli: Cli) -> None:
+    assert_error(cli("serve", "--model", "runs/mine"), 2, "--model", "usage: s2s serve [OPTIONS] {MODEL...}")
+    assert_error(cli("train"), 2, "--config", "usage: s2s train [OPTIONS]")
+
+
 @pytest.mark.fault("X7")
 def test_no_network(project: Path, new_run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """From training to scores, not a socket is opened."""

@@ -407,7 +407,7 @@ def test_overrides(tmp_path: Path) -> None:
         ("seed=&a 1", "command line: seed: anchors (&a) are not supported"),
         ("training={a: 1, a: 2}", "command line: training.a: given twice"),
         ("seed=1e999", "command line: seed: 1e999 is too large a number"),
-        ("names=[a", r"command line: names: column 3: not YAML: expected ',' or ']'"),
+        ("names=[a", "command line: 'names=[a' begins a mapping or a list and does not end it; where it has"),
     ],
 )
 def test_refused_overrides(tmp_path: Path, override: str, expected: str) -> None:
@@ -518,6 +518,11 @@ def test_refused_values(tmp_path: Path, text: str, expected: str) -> None:
         (
             "{decoder: {kind: rnn, attention: {kind: glbal}}}",
             "model.decoder.attention: kind: glbal is not one of global, local; did you mean global?",
+        ),
+        (
+            "{decoder: {kind: rnn, attention: {kind: concat}}}",
+            "model.decoder.attention: kind: concat is not one of global, local; concat is a value of "
+            "model.decoder.attention.score",
         ),
         (
             "{decoder: {kind: rnn, attention: {kind: global, scor: dot}}}",
@@ -710,6 +715,21 @@ def test_show_and_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == f"{shown}: ok\n"
     with pytest.raises(ConfigError, match="seed must be a whole number"):
         commands.check(shown, ["seed=x"])
+
+
+@pytest.mark.fault("TX25")
+@pytest.mark.usefixtures("page_is_config")
+def test_files_that_are_not_there_are_named_with_their_place(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    path = write(tmp_path, GOOD + "data:\n  source: gone\n  links: [there, lost]\n")
+    line = 1 + path.read_text().count("data:\n") + path.read_text().split("data:")[0].count("\n")
+    with pytest.raises(ConfigError) as refused:
+        commands.check(path, ["data.target=away"])
+    assert [problem.replace(f"{tmp_path}/", "") for problem in refused.value.problems] == [
+        f"train.yaml:{line}: data.source: gone: no such file",
+        f"command line: data.target: {Path.cwd()}/away: no such file",
+        f"train.yaml:{line + 1}: data.links[1]: lost: no such file",
+    ]
 
 
 @pytest.mark.usefixtures("page_is_config")
