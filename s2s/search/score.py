@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -38,6 +37,8 @@ _SCORES = 8_000_000
 
 Lines = tuple[str | None, str | None]
 """A source line and its translation, normalised; None is a line that could not be read."""
+Ids = tuple[list[int], list[int]]
+"""The pieces of both, EOS at the end of each."""
 
 
 class Forced(NamedTuple):
@@ -168,15 +169,25 @@ class Scorer:
 
     def score(self, pairs: Iterable[Lines]) -> Iterator[Scored]:
         """What becomes of every pair, in order. Raises CheckpointError if the model gives NaN."""
-        size = max(1, _WINDOW * self.settings.batch_tokens // 32)
         rest, document = iter(pairs), Document(self.sentences_before, self.settings.max_source_length)
-        while taken := list(islice(rest, size)):
+        while taken := list(self._taken(rest)):
             yield from self._window(taken, document)
 
-    def _window(self, pairs: list[Lines], document: Document) -> list[Scored]:
+    def _taken(self, pairs: Iterator[Lines]) -> Iterator[tuple[Lines, Scored | Ids]]:
+        """The pairs of a window, each with its result, or with its pieces where the model is asked."""
+        room = _WINDOW * self.settings.batch_tokens
+        for pair in pairs:
+            found = self._unasked(*pair) or self._ids(*pair)
+            yield pair, found
+            room -= 1 if isinstance(found, Scored) else max(map(len, found))
+            if room <= 0:
+                return
+
+    def _window(self, taken: list[tuple[Lines, Scored | Ids]], document: Document) -> list[Scored]:
+        pairs = [pair for pair, _ in taken]
         before = [self._before(source, document) for source, _ in pairs]
-        results = [self._unasked(*pair) for pair in pairs]
-        asked = {index: self._ids(*pair) for index, pair in enumerate(pairs) if results[index] is None}
+        results = [found if isinstance(found, Scored) else None for _, found in taken]
+        asked = {index: found for index, (_, found) in enumerate(taken) if not isinstance(found, Scored)}
         for index, (source, target) in list(asked.items()):
             if max(len(source), len(target)) > self.settings.max_source_length:
                 self.too_long += 1
@@ -206,7 +217,7 @@ class Scorer:
             return None
         return _without_ids((source, target), -math.inf if target.strip() else 0.0)
 
-    def _ids(self, source: str | None, target: str | None) -> tuple[list[int], list[int]]:
+    def _ids(self, source: str | None, target: str | None) -> Ids:
         encode_source, encode_target = self.tokenizers.source.encode, self.tokenizers.target.encode
         return [*encode_source(source or ""), EOS], [*encode_target(target or ""), EOS]
 
@@ -218,7 +229,7 @@ class Scorer:
             yield order[:count]
             order = order[count:]
 
-    def _forced(self, pairs: list[tuple[list[int], list[int]]], before: list[tuple[list[int], ...]]) -> Forced:
+    def _forced(self, pairs: list[Ids], before: list[tuple[list[int], ...]]) -> Forced:
         source = _padded([ids for ids, _ in pairs]).to(self.device)
         lengths = torch.tensor([len(ids) for ids, _ in pairs], device=self.device)
         target = _padded([[BOS, *ids] for _, ids in pairs]).to(self.device)

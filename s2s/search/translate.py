@@ -10,6 +10,7 @@ translated, so its lines are batched like any others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -34,6 +35,10 @@ _WINDOW = 16
 """Batches that are pooled for sorting by length; the first windows are smaller, so that the first answers come soon."""
 _QUEUE = 4
 """Batches that are searched as one where sentences may enter while others are searched; all their memory is there."""
+
+
+_HYPOTHESES = 8
+"""Of a sentence, that find room in its share of a batch."""
 
 
 class Line(NamedTuple):
@@ -276,12 +281,17 @@ class Translator:
         while order:
             longest = len(parts[order[0]].source)
             room = self._room_before([parts[index].before for index in order])
-            together = min(max(1, self.settings.batch_tokens // longest), room)
+            together = min(max(1, self.settings.batch_tokens // (longest * self._places)), room)
             size = min(together * queue, len(order), room)
             while size > together and 2 * len(parts[order[size - 1]].source) < longest:
                 size -= 1
             yield order[:size], together
             order = order[size:]
+
+    @property
+    def _places(self) -> int:
+        """As how many sentences one counts in a batch: many hypotheses of it, or draws, need the memory of several."""
+        return math.ceil((self.settings.beam if self.settings.sampling is None else self.n_best) / _HYPOTHESES)
 
     def _room_before(self, before: list[tuple[list[int], ...]]) -> int:
         """How many of the first parts may be read at once, by the sentences ``before`` each; at least 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,18 +94,19 @@ def test_company_and_order_change_nothing() -> None:
     assert any(UNK in one.target_ids for one in alone)
 
 
-def test_a_window_at_a_time_is_read() -> None:
-    """16 batches of 32 tokens on average: with ``batch_tokens`` 4 a window is 2 pairs, and no more are taken."""
+@pytest.mark.parametrize(("words", "others", "window"), [(1, 1, 32), (31, 1, 2), (1, 31, 2), (200, 1, 1)])
+def test_a_window_at_a_time_is_read(words: int, others: int, window: int) -> None:
+    """16 batches of 4 tokens are pairs whose longer sides have 64 pieces, or the first with which they have more."""
     taken: list[int] = []
 
-    def pairs() -> list[Lines]:
-        for number in range(10):
+    def pairs() -> Iterator[Lines]:
+        for number in range(100):
             taken.append(number)
-            yield "a", "b"  # type: ignore[misc]
+            yield " ".join(["a"] * words), " ".join(["b"] * others)
 
     found = scorer(Scripted(), batch_tokens=4).score(pairs())
     next(found)
-    assert taken == [0, 1]
+    assert taken == list(range(window))
 
 
 def test_probabilities_that_are_not_numbers_are_refused() -> None:

@@ -20,6 +20,7 @@ from s2s.interfaces import BOS, EOS, NOTHING, PAD, UNK, Before, Searchable
 from s2s.models.ensemble import Ensemble
 from s2s.models.seq2seq import ModelSettings, Seq2Seq
 from s2s.search.beam import SearchSettings
+from s2s.search.sampling import SamplingSettings
 from s2s.search.translate import Line, Translation, Translator, gives_attention
 from s2s.tree import Tree, repeat
 
@@ -333,6 +334,17 @@ def test_sentences_enter_where_others_have_ended(forbidden: tuple[str, ...]) -> 
     found = translated(model, *lines, beam=1, batch_tokens=8, forbidden=forbidden)
     assert [one.text for one in found] == lines
     assert model.begun == [4, 8] and max(model.rows) == 4
+
+
+@pytest.mark.parametrize(("beam", "draws", "most"), [(8, 1, 8), (9, 1, 4), (40, 1, 1), (1, 8, 8), (1, 20, 2)])
+def test_many_hypotheses_of_a_sentence_take_the_place_of_others(beam: int, draws: int, most: int) -> None:
+    """Eight lines of two pieces fit, with up to eight hypotheses or draws each; every eight more are another line."""
+    sampling = SamplingSettings() if draws > 1 else None
+    settings = SearchSettings(beam=beam, length_penalty="none", batch_tokens=16, sampling=sampling)
+    model = Steady()
+    found = list(Translator(model, Tokenizers(WORDS, WORDS), settings, CPU, n_best=draws).translate(["a", "b"] * 20))
+    assert [one.text for one in found] == ["a", "b"] * 20
+    assert max(model.rows) == most * beam * draws
 
 
 def test_a_second_search_has_no_more_sentences_at_once() -> None:
