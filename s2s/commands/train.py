@@ -22,6 +22,7 @@ from s2s.commands.prepare import cache_of, given_tokenizers
 from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.batches import Batch, Indices, Planned, Sampling, collate, group_updates, plan_epoch, valid_batches
+from s2s.data.corpora import Corpora
 from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
 from s2s.data.tokenizer import Tokenizers
@@ -369,9 +370,13 @@ class EpochData:
         drawn = None if sampling is None else Sampling(sampling, self.config.seed, epoch)
         return collate(self.corpus, indices, self.prepared.tokenizers, drawn, sentences_before)
 
-    def lines(self, indices: Indices) -> list[int]:
+    def lines(self, indices: Indices) -> list[int] | list[str]:
         """See `TrainingData.lines`."""
-        return [self.corpus.line(int(index)) for index in indices]
+        corpus = self.corpus
+        if not isinstance(corpus, Corpora):
+            return [corpus.line(int(index)) for index in indices]
+        names = [counts.name for counts in self.prepared.counts]
+        return [f"{names[corpus.part(int(index))]}:{corpus.line(int(index))}" for index in indices]
 
 
 _DRAWS, _DRAWN = 8, 16  # of a gradient, over so many sentences: the work of training on 128 sentences

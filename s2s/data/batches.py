@@ -114,7 +114,7 @@ def plan_epoch(
         blocks = np.concatenate(
             [
                 _turns(number, size, amount, block, seed, epoch) + first[number]
-                for number, (size, amount) in enumerate(zip(mixture.sizes, _amounts(mixture), strict=True))
+                for number, (size, amount) in enumerate(zip(mixture.sizes, amounts(mixture), strict=True))
             ]
         )
     return EpochPlan(source_lengths, target_lengths, blocks, settings, seed, epoch)
@@ -126,14 +126,14 @@ def _blocks(start: int, end: int, block: int) -> Indices:
     return np.stack([starts, np.minimum(starts + block, end)], axis=1)
 
 
-def _amounts(mixture: Mixture) -> list[int]:
+def amounts(mixture: Mixture) -> list[int]:
     """How many pairs of each corpus an epoch has: the largest remainders are rounded up, of equal ones the first."""
     exact = [share * sum(mixture.sizes) for share in mixture.shares]
-    amounts = [int(amount) for amount in exact]
-    by_remainder = sorted(range(len(exact)), key=lambda number: (amounts[number] - exact[number], number))
-    for number in by_remainder[: sum(mixture.sizes) - sum(amounts)]:
-        amounts[number] += 1
-    return amounts
+    found = [int(amount) for amount in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda number: (found[number] - exact[number], number))
+    for number in by_remainder[: sum(mixture.sizes) - sum(found)]:
+        found[number] += 1
+    return found
 
 
 def _turns(corpus: int, size: int, amount: int, block: int, seed: int, epoch: int) -> Indices:

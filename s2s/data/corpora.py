@@ -27,9 +27,13 @@ class Corpora:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def part(self, index: int) -> int:
+        """The number of the corpus that a pair is of, from 0."""
+        return int(np.searchsorted(self._ends, index, side="right"))
+
     def _find(self, index: int) -> tuple[Corpus, int]:
         """The corpus of a pair, and the number of the pair in it."""
-        which = int(np.searchsorted(self._ends, index, side="right"))
+        which = self.part(index)
         return self._parts[which], index - int(self._ends[which - 1] if which else 0)
 
     def pair(self, index: int) -> tuple[Ids, Ids]:

@@ -20,7 +20,7 @@ from pydantic import Field, field_validator, model_validator
 from s2s.checkpoint import replace_file
 from s2s.configfile import FilePath, NewPath
 from s2s.data import shards, tokenizer
-from s2s.data.batches import Mixture
+from s2s.data.batches import Mixture, amounts
 from s2s.data.corpora import AnyCorpus, Corpora, shared_pairs
 from s2s.data.digests import Digests, signature
 from s2s.data.encode import Rules, Work, encode
@@ -193,6 +193,8 @@ def prepare(
     digests.save()
     sampling = tokenizer_settings.sampling if isinstance(tokenizer_settings, SentencePieceSettings) else None
     mixture = _mixture(settings, [len(part) for part in parts])
+    if mixture is not None:
+        _require_turns(mixture, [files.name for files in learned_from])
     return Prepared(tokenizers, sampling, train, valid, fingerprint, mixture, counts)
 
 
@@ -211,6 +213,14 @@ def _mixture(settings: DataSettings, sizes: Sequence[int]) -> Mixture | None:
         # In proportion to the largest, because a power of a size may be more than a float can hold.
         weights = [(size / max(sizes)) ** (1 / settings.temperature) for size in sizes]
     return Mixture(sizes, [weight / sum(weights) for weight in weights]) if weights else None
+
+
+def _require_turns(mixture: Mixture, names: Sequence[str]) -> None:
+    """Raises DataError for a corpus of which no epoch would have a pair."""
+    for name, amount in zip(names, amounts(mixture), strict=True):
+        if amount == 0:
+            what = f"its share is less than one of the {sum(mixture.sizes):,} pairs of an epoch, so it is never read"
+            raise DataError(name, what, "raise its weight, lower data.temperature, or leave it out")
 
 
 class _Files:

@@ -26,8 +26,8 @@ class TrainingData(Protocol):
         """The tensors of one batch, with so many sentences before each of its own."""
         ...
 
-    def lines(self, indices: Indices) -> list[int]:
-        """Where its pairs stand in the files, from 1."""
+    def lines(self, indices: Indices) -> list[int] | list[str]:
+        """Where its pairs stand in the files, from 1; with the name of their corpus where there are several."""
         ...
 
 

@@ -45,6 +45,19 @@ def test_a_loss_that_is_not_a_number(
 
 
 @pytest.mark.fault("N1")
+def test_lines_of_several_corpora_have_the_name_of_theirs(
+    project: Path, new_run: Path, cli: Cli, failpoint: Callable[[str], None]
+) -> None:
+    failpoint("loss:nan@1")
+    files = f"{{source: {project}/train.en, target: {project}/train.de, name: one}}"
+    others = f"{{source: {project}/valid.en, target: {project}/valid.de, name: two}}"
+    outcome = cli(*train_arguments(project, new_run, f"data.train=[{files}, {others}]", "batches.tokens=100000"))
+    assert_error(outcome, 5, "update 1: loss is nan (batch of lines one:")
+    lines = json.loads((new_run / "diverged.json").read_text())["lines"]
+    assert sorted(lines) == sorted([f"one:{n}" for n in range(1, 289)] + [f"two:{n}" for n in range(1, 13)])
+
+
+@pytest.mark.fault("N1")
 def test_weights_stay_as_they_were(
     project: Path, new_run: Path, cli: Cli, failpoint: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

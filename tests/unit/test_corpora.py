@@ -461,6 +461,19 @@ def test_shares_follow_weights_or_temperature(tmp_path: Path) -> None:
     assert mixture is not None and mixture.shares == pytest.approx([9 / 13, 4 / 13])
 
 
+def test_a_corpus_that_would_never_be_read_is_refused(tmp_path: Path) -> None:
+    pairs = [(f"a{number}", f"b{number}") for number in range(10)]
+    for weight in (0.05, 0.03):  # of eleven pairs: 0.52 of one, rounded up, and 0.32
+        files = files_of(tmp_path / "1", pairs), files_of(tmp_path / "2", pairs[:1])
+        weighted = files[0].model_copy(update={"weight": 1.0}), files[1].model_copy(update={"weight": weight})
+        settings = DataSettings(train=weighted)
+        if weight == 0.05:
+            assert run(settings, tmp_path / "cache")[0].mixture is not None
+            continue
+        with pytest.raises(DataError, match=r"data\.train\.1: its share is less than one of the 11 pairs of an epoch"):
+            run(settings, tmp_path / "cache")
+
+
 @pytest.mark.parametrize("window", [1_000_000, 7])
 def test_turns_of_a_mixture_follow_each_other_without_a_gap(window: int) -> None:
     """Over epochs every pair of a corpus is met equally often, to one; and each epoch has the shares, to one pair."""
@@ -659,8 +672,10 @@ def test_copies_are_counted_without_the_repeats_that_were_left_out(tmp_path: Pat
 def test_shares_of_any_temperature(tmp_path: Path) -> None:
     pairs = [(f"a{number}", f"b{number}") for number in range(90)]
     corpora = files_of(tmp_path / "1", pairs), files_of(tmp_path / "2", pairs[:40])
-    mixture = run(DataSettings(train=corpora, temperature=0.001), tmp_path / "cache")[0].mixture
-    assert mixture is not None and mixture.shares == pytest.approx([1.0, (4 / 9) ** 1000])
+    mixture = run(DataSettings(train=corpora, temperature=0.25), tmp_path / "cache")[0].mixture
+    assert mixture is not None and mixture.shares == pytest.approx([9**4 / (9**4 + 4**4), 4**4 / (9**4 + 4**4)])
+    with pytest.raises(DataError, match=r"data\.train\.1: its share is less than one"):  # (4 / 9) ** 1000 of it
+        run(DataSettings(train=corpora, temperature=0.001), tmp_path / "cache")
 
 
 @pytest.mark.usefixtures("small_parts")
