@@ -185,8 +185,9 @@ class Comparison:
         test, settings = self.test, self.settings
         links = None if test.links is None else Path(test.links)
         return Asked(
-            Path(test.source), Path(test.target), links, settings.metrics, settings.length_bands, settings.shown
-        )
+            Path(test.source), Path(test.target), links, settings.metrics, settings.language, settings.length_bands,
+            settings.shown,
+        )  # fmt: skip
 
     def files(self, cell: Cell) -> Files:
         """Where the row and the details of a cell are."""

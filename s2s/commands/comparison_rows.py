@@ -52,6 +52,7 @@ class Asked(NamedTuple):
     target: Path
     links: Path | None
     metrics: tuple[str, ...]
+    language: str
     length_bands: tuple[int, ...]
     shown: tuple[int, ...]
 
@@ -90,7 +91,10 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
     right = list(read_raw_lines(asked.target))
     lengths, bands = [len(source.split()) for source, _ in pairs], Bands(asked.length_bands)
     row = {
-        "scores": [_score(judge(name, [right])(lines), lengths, bands) for name in asked.metrics],
+        "scores": [
+            _score(judge(name, [right], target=asked.language, language=asked.language)(lines), lengths, bands)
+            for name in asked.metrics
+        ],
         "hypotheses_sha256": digest(lines),
         "exact": statistics.fmean(line == other for line, other in zip(lines, right, strict=True)),
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),

@@ -67,6 +67,8 @@ class ComparisonSettings(Settings):
     """What is translated and scored, with gold word links where there are any; null: the test set of the recipes."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("bleu", "chrf", "ter")
     """What is measured; differences from the baseline are tested by the first."""
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "de"
+    """The target language: its rules are those of tok-lc, and BLEU cuts zh, ja and ko as sacreBLEU does."""
     columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)] = COLUMNS
     """The columns of the table."""
     length_bands: Annotated[tuple[int, ...], Field(min_length=1)] = LENGTHS
@@ -221,7 +223,8 @@ def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str
         "from": cell.config.init_from and Path(cell.config.init_from).name,
         "run": None if cell.recipe is not None else run_of(cell.run).identity(),
     }
-    return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown])
+    language = [settings.language] if settings.language != "de" else []
+    return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown, *language])
 
 
 def _mixing(data: DataSettings) -> dict[str, object]:

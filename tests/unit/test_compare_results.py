@@ -98,6 +98,19 @@ def test_updates_of_seeds_that_differ_are_told_as_a_range(systems: list[System],
     assert "8 ± 1" in page(asked, systems, found, "asked")
 
 
+def test_the_metric_goes_by_the_rules_of_the_language(tmp_path: Path) -> None:
+    """By those of German "don't" ends in a t alone, by those of English in 't: a translation with a t gains by one."""
+    (tmp_path / "right").write_text("don't walk on the grass\n" * 2)
+    a, b = System("a", {1: row("a", 1, 0.0)}), System("b", {1: row("b", 1, 0.0)})
+    a.details, b.details = {1: details(["do t walk on the grass"] * 2)}, {1: details(["do x walk on the grass"] * 2)}
+    found = {}
+    for language in ("de", "en"):
+        asked = settings(metrics=("tok-lc",), columns=("tok-lc", "difference"), language=language)
+        beside = result(asked, [a, b], "a", tmp_path / "right", [])["systems"][1]["against_baseline"]
+        found[language] = beside["low"]
+    assert found["de"] < 0 and found["en"] == 0
+
+
 def test_the_table_has_the_metric_by_source_length(systems: list[System], reference: Path) -> None:
     systems[0].rows[1]["scores"][0]["by_length"] = bands(1.0, None, 5.0)
     systems[0].rows[2]["scores"][0]["by_length"] = bands(2.0, None, 9.0)

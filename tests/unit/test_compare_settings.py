@@ -150,10 +150,11 @@ def test_what_a_row_is_made_from(folder: Path) -> None:
         made(metrics=["bleu", "chrf"]),
         made(length_bands=[5]),
         made(shown=[1]),
+        made(language="en"),
         made(alike=False),
         made(baseline="b"),
     }
-    assert len(seen) == 8  # as the baseline, b starts like itself: as without alike
+    assert len(seen) == 9  # as the baseline, b starts like itself: as without alike
     (folder / "train.de").write_text("another\n")
     assert made() not in seen
     (folder / "train.de").write_text("train de\n")
