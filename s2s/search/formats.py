@@ -23,6 +23,7 @@ def _listed(candidate: Candidate) -> Listed:
     more: dict[str, Any] = {
         "log_probability": finite(round(candidate.log_probability, _DIGITS)),
         "tokens": candidate.tokens,
+        "finished": all(part.hypothesis.finished for part in candidate.parts),
     }
     if candidate.links is not None:
         more["alignment"] = format_links(candidate.links)

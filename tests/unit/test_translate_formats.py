@@ -7,16 +7,24 @@ import math
 
 import pytest
 
+from s2s.interfaces import EOS
+from s2s.search.beam import Hypothesis
 from s2s.search.formats import lines_of
-from s2s.search.translate import Candidate, Translation
+from s2s.search.translate import Candidate, Part, Translation
 from s2s.strictjson import json_line
+
+
+def part(finished: bool) -> Part:
+    """Of a line that was cut, one that ended by itself or at the limit of its length."""
+    return Part([EOS], [-1], Hypothesis([], 0.0, 0.0, finished, None))
+
 
 FOUND = Translation(
     7,
     'a "b" \u2028 c',
     [
-        Candidate("x y", -0.25, -0.75, ["▁x", "▁y"], [], {(1, 0), (0, 1), (0, 0)}),
-        Candidate("", -1 / 3, -1 / 3, [], [], set()),
+        Candidate("x y", -0.25, -0.75, ["▁x", "▁y"], [part(True), part(True)], {(1, 0), (0, 1), (0, 0)}),
+        Candidate("", -1 / 3, -1 / 3, [], [part(True), part(False)], set()),
     ],
 )
 
@@ -41,12 +49,14 @@ def test_json() -> None:
         "source": 'a "b" \u2028 c',
         "hypotheses": [
             {"text": "x y", "score": -0.25, "log_probability": -0.75, "tokens": ["▁x", "▁y"],
-             "alignment": "0-0 0-1 1-0"},
-            {"text": "", "score": -0.333333, "log_probability": -0.333333, "tokens": [], "alignment": ""},
+             "finished": True, "alignment": "0-0 0-1 1-0"},
+            {"text": "", "score": -0.333333, "log_probability": -0.333333, "tokens": [], "finished": False,
+             "alignment": ""},
         ],
     }  # fmt: skip
     (line,) = lines_of(Translation(1, "", [Candidate("", 0.0, 0.0, [], [], None)]), "jsonl")
-    assert json.loads(line)["hypotheses"] == [{"text": "", "score": 0.0, "log_probability": 0.0, "tokens": []}]
+    (blank,) = json.loads(line)["hypotheses"]
+    assert blank == {"text": "", "score": 0.0, "log_probability": 0.0, "tokens": [], "finished": True}
 
 
 def test_what_has_no_probability_is_null() -> None:
