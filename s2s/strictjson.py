@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -20,6 +21,15 @@ def json_line(value: Any) -> str:
 def finite(value: float) -> float | None:
     """A number as JSON can hold it: null where it is not finite."""
     return value if math.isfinite(value) else None
+
+
+def all_finite(value: Any) -> Any:
+    """The same value with null for every number in it that JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: all_finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [all_finite(item) for item in value]
+    return finite(value) if isinstance(value, float) else value
 
 
 def strict_json(text: str) -> Any:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from s2s.data.batches import padded
 from s2s.data.tokenizer import Tokenizer
-from s2s.interfaces import BOS, EOS, PAD, Before
+from s2s.interfaces import BOS, EOS, Before
 from s2s.search.beam import SearchSettings, Wishes, beam_search
 from s2s.search.mbr import sentence_utility
 from s2s.search.sampling import SamplingSettings
@@ -57,10 +58,7 @@ def candidates_of(
     rows: Sequence[Sequence[Sequence[int]]], costs: Sequence[Sequence[float]], device: torch.device
 ) -> Candidates:
     """Lists of translations, without BOS and EOS, one list a sentence, each with at least one, and their costs."""
-    every = [[BOS, *ids, EOS] for row in rows for ids in row]
-    target = torch.full((len(every), max(map(len, every))), PAD)
-    for place, ids in enumerate(every):
-        target[place, : len(ids)] = torch.tensor(ids)
+    target = torch.from_numpy(padded([[BOS, *ids, EOS] for row in rows for ids in row])[0])
     counts = torch.tensor([len(row) for row in rows])
     there = torch.arange(int(counts.max())) < counts.unsqueeze(1)  # (B, K)
     flat = torch.tensor([cost for row in costs for cost in row], dtype=torch.float32)

@@ -304,8 +304,8 @@ def collate(
     """
     pairs = [int(index) for index in indices]
     rows = [corpus.pair(index) for index in pairs] if sampling is None else _draw(corpus, pairs, tokenizers, sampling)
-    source, source_lengths = _pad([source for source, _ in rows])
-    expected, target_lengths = _pad([target for _, target in rows])
+    source, source_lengths = padded([source for source, _ in rows])
+    expected, target_lengths = padded([target for _, target in rows])
     target = np.pad(expected, ((0, 0), (1, 0)), constant_values=BOS)  # (B, T + 1)
     links = None
     if corpus.has_links:
@@ -360,13 +360,13 @@ def _draw(corpus: AnyCorpus, pairs: Sequence[int], tokenizers: Tokenizers, sampl
     return rows
 
 
-def _pad(rows: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(B, longest) filled with PAD, and the lengths (B,)."""
+def padded(rows: Sequence[Ids] | Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of ids (B, longest) with PAD behind each, and their lengths (B,)."""
     lengths = np.array([len(row) for row in rows], np.int64)
-    padded = np.full((len(rows), lengths.max()), PAD, np.int64)
-    for line, row in zip(padded, rows, strict=True):
-        line[: len(row)] = row
-    return padded, lengths
+    filled = np.full((len(rows), lengths.max()), PAD, np.int64)
+    for number, row in enumerate(rows):
+        filled[number, : lengths[number]] = row
+    return filled, lengths
 
 
 def _piece_links(

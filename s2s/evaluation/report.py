@@ -5,22 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from s2s.strictjson import finite, json_line
+from s2s.strictjson import all_finite, json_line
 
 Found = Mapping[str, Any]
 
 
 def as_json(found: Found) -> str:
     """One line of JSON; a number that JSON cannot hold is null."""
-    return json_line(_finite(found))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return finite(value) if isinstance(value, float) else value
+    return json_line(all_finite(found))
 
 
 def as_text(found: Found) -> Iterator[str]:

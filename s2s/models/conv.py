@@ -28,11 +28,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
-from s2s.models.layers import Dropout, Input, lengths_to_mask, recomputed
+from s2s.models.layers import Dropout, Input, Rate, lengths_to_mask, recomputed
 from s2s.products import linear
 from s2s.settings import DecoderSettings, EncoderSettings, Settings
 
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 ROOT_HALF = math.sqrt(0.5)
 """What keeps the variance of a sum of two."""
 

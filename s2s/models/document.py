@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from s2s.interfaces import Before, Encoder, Memory
 from s2s.models.heads import MultiHead
-from s2s.models.transformer import FeedForward, Rate
+from s2s.models.layers import Rate
+from s2s.models.transformer import FeedForward
 from s2s.settings import Settings
 
 _ALMOST_CLOSED = -2.0

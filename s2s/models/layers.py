@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from s2s.interfaces import PAD
 
 T = TypeVar("T")
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""The share of values that dropout sets to zero."""
 
 
 def dropout_mask(shape: torch.Size | tuple[int, ...], rate: float, like: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from s2s.models.cells import (
 )
 from s2s.models.heads import Heads, Mechanisms
 from s2s.models.hindsight import Hindsight
-from s2s.models.layers import Dropout
+from s2s.models.layers import Dropout, Rate
 from s2s.models.recurrence import CellKind, Recurrence, RecurrentLayer
 from s2s.models.start import Start, StartKind
 from s2s.products import share, share_all
@@ -34,7 +34,6 @@ from s2s.settings import AttentionSettings, DecoderSettings
 from s2s.tree import Tree, join_time, leaves, map_tree
 
 A = TypeVar("A", bound=AttentionSettings)
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class RNNDecoder(Decoder):

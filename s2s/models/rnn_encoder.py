@@ -14,11 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from s2s.interfaces import Encoder, Final, Leaves, Memory
-from s2s.models.layers import Dropout, backwards, dropout_mask, lengths_to_mask, pick
+from s2s.models.layers import Dropout, Rate, backwards, dropout_mask, lengths_to_mask, pick
 from s2s.models.recurrence import CellKind, RecurrentLayer
 from s2s.settings import EncoderSettings
-
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class RNNEncoder(Encoder):

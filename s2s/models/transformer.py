@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from s2s.interfaces import NOTHING, PAD, Decoded, Decoder, Encoder, Memory
 from s2s.models.heads import Across, Lanes, Look, Mechanisms, MultiHead, SelfAttention
-from s2s.models.layers import Dropout, Input, lengths_to_mask, recomputed
+from s2s.models.layers import Dropout, Input, Rate, lengths_to_mask, recomputed
 from s2s.models.positions import Absolute, Alibi, PositionKind, Relation, Relative, Rotary
 from s2s.models.reach import AnySparse, Everywhere, KeysValues, Passed, Reach, WindowSettings
 from s2s.products import Linear
@@ -30,7 +30,6 @@ from s2s.settings import AttentionSettings, DecoderSettings, EncoderSettings, Se
 from s2s.tree import Tree, leaves
 
 A = TypeVar("A", bound=AttentionSettings)
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class FeedForward(nn.Sequential):

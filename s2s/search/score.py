@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from s2s.data.batches import sentences_of
+from s2s.data.batches import padded, sentences_of
 from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError
 from s2s.interfaces import BOS, EOS, NOTHING, PAD, Before, Decoded, Decoder, Memory, Searchable
@@ -230,9 +230,9 @@ class Scorer:
             order = order[count:]
 
     def _forced(self, pairs: list[Ids], before: list[tuple[list[int], ...]]) -> Forced:
-        source = _padded([ids for ids, _ in pairs]).to(self.device)
-        lengths = torch.tensor([len(ids) for ids, _ in pairs], device=self.device)
-        target = _padded([[BOS, *ids] for _, ids in pairs]).to(self.device)
+        sources, targets = [ids for ids, _ in pairs], [[BOS, *ids] for _, ids in pairs]
+        arrays = (*padded(sources), padded(targets)[0])
+        source, lengths, target = (torch.from_numpy(array).to(self.device) for array in arrays)
         given = map_tree(lambda tensor: tensor.to(self.device), sentences_of(before, self.sentences_before))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             forced = self.force(source, lengths, target, self.want, given)
@@ -250,11 +250,3 @@ def _scored(pair: Lines, source: list[int], target: list[int], forced: Forced, r
     tokens = forced.log_probabilities[row, : len(target)].tolist()
     weights = None if forced.weights is None else forced.weights[row, : len(target), : len(source)].clone()
     return Scored(pair[0] or "", pair[1] or "", math.fsum(tokens), source, target, tokens, weights)
-
-
-def _padded(rows: list[list[int]]) -> Tensor:
-    """(B, longest) int64, PAD at the end."""
-    padded = torch.full((len(rows), max(map(len, rows))), PAD)
-    for row, ids in enumerate(rows):
-        padded[row, : len(ids)] = torch.tensor(ids)
-    return padded

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from s2s.analysis.alignment import Link, links_from_weights, merge_words
-from s2s.data.batches import sentences_of
+from s2s.data.batches import padded, sentences_of
 from s2s.data.text import printable_output
 from s2s.data.tokenizer import Tokenizer, Tokenizers
 from s2s.errors import DataError
-from s2s.interfaces import BOS, EOS, PAD, Searchable
+from s2s.interfaces import BOS, EOS, Searchable
 from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search, can_enter
 from s2s.search.documents import Document, first_before
 from s2s.search.phrases import Forbidden, Ids, spelled
@@ -325,13 +325,10 @@ class Translator:
         return part._replace(wishes=wishes._replace(forbidden=(*wishes.forbidden, *sorted(spellings))))
 
     def _beam(self, parts: list[_Asked], together: int) -> list[list[Hypothesis]]:
-        lengths = torch.tensor([len(part.source) for part in parts])
-        padded = torch.full((len(parts), int(lengths.max())), PAD)
-        for row, part in enumerate(parts):
-            padded[row, : len(part.source)] = torch.tensor(part.source)
+        source, lengths = map(torch.from_numpy, padded([part.source for part in parts]))
         before = sentences_of([part.before for part in parts], self.model.sentences_before)
         return beam_search(
-            self.model, padded.to(self.device), lengths.to(self.device), self.settings,
+            self.model, source.to(self.device), lengths.to(self.device), self.settings,
             attention=self.attention, n_best=self.n_best, wishes=[part.wishes for part in parts],
             before=map_tree(lambda tensor: tensor.to(self.device), before), together=together,
         )  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,17 +13,9 @@ from typing import Any
 
 from s2s.checkpoint import replace_file
 from s2s.errors import ConfigError, SystemRefused
+from s2s.strictjson import all_finite
 
 _log = logging.getLogger("s2s")
-
-
-def _finite(value: Any) -> Any:
-    """The same record with None for every number that JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _place(line: bytes) -> tuple[str, int] | None:
@@ -78,7 +69,7 @@ class MetricsLog:
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record as one line. The first failure is a warning; later ones are silent."""
         with self._losing(self.path):
-            self._write(json.dumps(_finite(record), allow_nan=False).encode() + b"\n")
+            self._write(json.dumps(all_finite(record), allow_nan=False).encode() + b"\n")
         if self.board is not None:
             with self._losing(self.board.folder):
                 self.board.append(record)
