@@ -368,7 +368,8 @@ class EpochData:
         """See `TrainingData.batch`."""
         sampling = self.prepared.sampling
         drawn = None if sampling is None else Sampling(sampling, self.config.seed, epoch)
-        return collate(self.corpus, indices, self.prepared.tokenizers, drawn, sentences_before)
+        guided = self.config.objective.guided is not None
+        return collate(self.corpus, indices, self.prepared.tokenizers, drawn, sentences_before, guided)
 
     def lines(self, indices: Indices) -> list[int] | list[str]:
         """See `TrainingData.lines`."""

@@ -58,7 +58,7 @@ class Batch(NamedTuple):
     """The numbers of the pairs in their corpus."""
     links: Tensor | None
     """(B, T, S) float32 word links carried to pieces: a row of an expected piece sums to 1 over its linked source
-    pieces, or is zero. None in a corpus without links."""
+    pieces, or is zero. None in a corpus without links, and where nobody learns from them."""
     before: Before | None = None
     """The sentences before each, in their best segmentation; None where nobody reads them."""
 
@@ -297,10 +297,12 @@ def collate(
     tokenizers: Tokenizers,
     sampling: Sampling | None = None,
     sentences_before: int = 0,
+    guided: bool = False,
 ) -> Batch:
     """The tensors of the pairs ``indices``: the segmentation that the corpus holds, or one that is drawn now.
 
     ``sentences_before``: how many sentences before each are given with it, as far as its document has them.
+    ``guided``: with the word links of the pieces, if the corpus has any.
     """
     pairs = [int(index) for index in indices]
     rows = [corpus.pair(index) for index in pairs] if sampling is None else _draw(corpus, pairs, tokenizers, sampling)
@@ -308,7 +310,7 @@ def collate(
     expected, target_lengths = padded([target for _, target in rows])
     target = np.pad(expected, ((0, 0), (1, 0)), constant_values=BOS)  # (B, T + 1)
     links = None
-    if corpus.has_links:
+    if guided and corpus.has_links:
         table = np.zeros((*expected.shape, source.shape[1]), np.float32)  # (B, T, S)
         for row, index in enumerate(pairs):
             source_words = tokenizers.source.words(source[row, : source_lengths[row]].tolist())

@@ -284,7 +284,7 @@ def make(
 
 def test_collate(tmp_path: Path) -> None:
     corpus, learned = make(tmp_path / "c", WhitespaceSettings())
-    batch = collate(corpus, np.array([1, 0]), learned)
+    batch = collate(corpus, np.array([1, 0]), learned, guided=True)
     dogs, cat, sat, a = (learned.source.encode(word)[0] for word in ("dogs", "cat", "sat", "a"))
     assert batch.source.tolist() == [[dogs, EOS, PAD, PAD], [a, cat, sat, EOS]]
     hunde, liefen, eine, katze, sass = (
@@ -305,18 +305,19 @@ def test_collate(tmp_path: Path) -> None:
 def test_links_of_words(tmp_path: Path) -> None:
     links = [[(0, 0), (1, 0), (2, 2)], [(0, 1)], []]
     corpus, learned = make(tmp_path / "c", WhitespaceSettings(), links)
-    batch = collate(corpus, np.array([0, 1, 2]), learned)
+    batch = collate(corpus, np.array([0, 1, 2]), learned, guided=True)
     assert batch.links is not None and batch.links.shape == (3, 4, 6)
     none = [0.0] * 6
     assert batch.links[0].tolist() == [[0.5, 0.5, 0, 0, 0, 0], none, [0, 0, 1.0, 0, 0, 0], none]
     assert batch.links[1].tolist() == [none, [1.0, 0, 0, 0, 0, 0], none, none]
     assert batch.links[2].tolist() == [none] * 4
+    assert collate(corpus, np.array([0, 1, 2]), learned).links is None
 
 
 def test_links_are_carried_to_pieces(tmp_path: Path) -> None:
     links: list[list[tuple[int, int]]] = [[], [(0, 1)], []]
     corpus, learned = make(tmp_path / "c", SentencePieceSettings(model="char"), links)
-    batch = collate(corpus, np.array([1]), learned)
+    batch = collate(corpus, np.array([1]), learned, guided=True)
     assert batch.links is not None and batch.links.shape == (1, 14, 6)  # ▁Hunde▁liefen and EOS; ▁dogs and EOS
     expected = np.zeros((14, 6), np.float32)
     expected[6:13, :5] = 1 / 5
