@@ -330,8 +330,8 @@ def test_sampled_batches(tmp_path: Path) -> None:
     corpus, learned = make(tmp_path / "c", settings, links)
     assert settings.sampling is not None
     pairs = np.array([2, 0, 1])
-    drawn = collate(corpus, pairs, learned, Sampling(settings.sampling, seed=1, epoch=0))
-    again = collate(corpus, pairs, learned, Sampling(settings.sampling, seed=1, epoch=0))
+    drawn = collate(corpus, pairs, learned, Sampling(settings.sampling, seed=1, epoch=0), guided=True)
+    again = collate(corpus, pairs, learned, Sampling(settings.sampling, seed=1, epoch=0), guided=True)
     assert drawn.source.tolist() == again.source.tolist() and drawn.target.tolist() == again.target.tolist()
     others = [
         collate(corpus, pairs, learned, Sampling(settings.sampling, seed, epoch))
