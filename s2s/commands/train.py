@@ -198,7 +198,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         ended = trainer.run()
     finally:
         metrics.end()
-    _report(trainer, run, ended, trainer.state.update == before and resumed)
+    _report(trainer, run, ended, trainer.state.update == before and resumed, resumed)
 
 
 def _check_teacher(loaded: Loaded, now: dict[str, Any] | None) -> None:
@@ -236,7 +236,7 @@ def _teacher(config: Config, tokenizers: Tokenizers) -> Trained | None:
     return teacher
 
 
-def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
+def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool, resumed: bool) -> None:
     """Say how it ended. Raises Stopped after a signal."""
     state = trainer.state
     number = trainer.stop
@@ -249,8 +249,10 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool) -> None:
     best = "" if state.best is None else (
         f"; best {trainer.settings.stop_on} {state.best:.2f} at update {state.best_update}"
     )  # fmt: skip
+    waited = trainer.waited / max(trainer.trained, 1e-9)  # what was waited before the training went on is not known
+    span = f"the last {trainer.trained:.0f} s" if resumed else "it"
     say(f"done: {ended}, {state.target_tokens:,} target tokens in {state.seconds:.0f} s of training, "
-        f"{trainer.waited / max(trainer.trained, 1e-9):.1%} of it waiting for batches{best}")  # fmt: skip
+        f"{waited:.1%} of {span} waiting for batches{best}")  # fmt: skip
     say(f"next: s2s eval --model {run.path}")
 
 

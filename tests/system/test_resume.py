@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable, Sequence
@@ -63,6 +64,13 @@ def test_stopping_again_and_again(project: Path, new_run: Path, cli: Cli, reques
         assert steps(new_run)[-1] == stop
     assert losses(new_run) == losses(reference)
     assert digests(new_run) == digests(reference)
+
+
+def test_a_training_that_went_on_says_of_which_part_it_waited(project: Path, new_run: Path, cli: Cli) -> None:
+    first = cli(*train_arguments(project, new_run, "training.max_updates=3"))
+    again = cli(*train_arguments(project, new_run, "training.max_updates=6"))
+    assert re.search(r"in \d+ s of training, [\d.]+% of it waiting for batches", first.err)
+    assert re.search(r"in \d+ s of training, [\d.]+% of the last \d+ s waiting for batches", again.err)
 
 
 @pytest.mark.fault("R3")
