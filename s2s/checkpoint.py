@@ -22,7 +22,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedReader
@@ -454,25 +454,36 @@ def check_tensors(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor], 
         raise CheckpointError(where, f"tensors do not fit the model: {', '.join(problems[:5])}{more}")
 
 
-def average(models: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def average(models: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of every floating tensor, summed in float64, in its own type; of the others the last model's value.
 
-    Raises `CheckpointError` unless all models have the same names, shapes and types.
+    A model is let go before the next one is taken. Raises `CheckpointError` unless all have the same names, shapes and
+    types.
     """
-    if not models:
+    count, forms, totals = 0, dict[str, Tensor](), dict[str, Tensor]()
+    for model in models:
+        count += 1
+        if count == 1:
+            forms = {name: tensor.to("meta") for name, tensor in model.items()}
+        check_tensors(forms, model, f"model {count}")
+        _add(model, totals)
+        del model
+    if not count:
         raise CheckpointError("", "no models to average")
-    for number, model in enumerate(models[1:], start=2):
-        check_tensors(models[0], model, f"model {number}")
-    result = {}
-    for name, first in models[0].items():
-        if first.is_floating_point():
-            total = torch.zeros_like(first, dtype=torch.float64)
-            for model in models:
-                total += model[name]
-            result[name] = (total / len(models)).to(first.dtype)
+    return {
+        name: (total / count).to(forms[name].dtype) if forms[name].is_floating_point() else total
+        for name, total in totals.items()
+    }
+
+
+def _add(model: Mapping[str, Tensor], totals: dict[str, Tensor]) -> None:
+    for name, tensor in model.items():
+        if not tensor.is_floating_point():
+            totals[name] = tensor.clone()
+        elif name in totals:
+            totals[name] += tensor
         else:
-            result[name] = models[-1][name].clone()
-    return result
+            totals[name] = tensor.to(torch.float64, copy=True)
 
 
 # ---------------------------------------------------------------------------------------------- a run's checkpoints

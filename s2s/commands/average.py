@@ -26,17 +26,17 @@ def average_checkpoints(source: Path, output: Path, last: int | None = None, bes
     if output.exists():
         raise UsageError(output, "exists", "give another --output")
     steps = _newest(source, last or _LAST) if best is None else _best(source, best)
-    chosen = [load_model(source, f"step-{step:08d}") for step in steps]
-    mean = average([one.snapshot.model for one in chosen])
+    mean = average(load_model(source, f"step-{step:08d}").snapshot.model for step in steps)
+    newest = load_model(source, f"step-{steps[-1]:08d}")
     run, identity = Run(output), uuid.uuid4().hex
     output.mkdir(parents=True)
     replace_file(output / "run.json", json.dumps({"id": identity}).encode() + b"\n")
     shutil.copy(Run(source).config, run.config)
     shutil.copytree(Run(source).tokenizer, run.tokenizer)
-    state = chosen[-1].snapshot.state | {"averaged": [one.step for one in chosen]}
+    state = newest.snapshot.state | {"averaged": steps}
     checkpoints = Checkpoints(output, identity, keep_last=1)
-    checkpoints.save(chosen[-1].step, Snapshot(mean, {}, state), is_best=True)
-    say(f"averaged updates {', '.join(str(one.step) for one in chosen)} into {output}")
+    checkpoints.save(newest.step, Snapshot(mean, {}, state), is_best=True)
+    say(f"averaged updates {', '.join(map(str, steps))} into {output}")
 
 
 def _newest(source: Path, count: int) -> list[int]:

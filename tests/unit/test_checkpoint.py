@@ -523,12 +523,30 @@ def test_average() -> None:
     assert mean["n"].item() == 5
     assert models[0]["w"].tolist() == [1.0, 2.0]
     # 1e8 + 1 - 1e8 is 0 in float32, where 1e8 + 1 is 1e8
-    tiny = average([{"w": torch.tensor([value])} for value in (1e8, 1.0, -1e8)])
+    tiny = average({"w": torch.tensor([value])} for value in (1e8, 1.0, -1e8))
     assert tiny["w"].item() == pytest.approx(1 / 3)
     with pytest.raises(CheckpointError, match=r"model 2: .*w is float32 \[3\], expected float32 \[2\]"):
         average([{"w": torch.zeros(2)}, {"w": torch.zeros(3)}])
     with pytest.raises(CheckpointError):
         average([])
+
+
+def test_average_has_one_model_at_a_time() -> None:
+    alive = 0
+
+    class Held(dict[str, Tensor]):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def models() -> Iterator[Held]:
+        nonlocal alive
+        for number in range(4):
+            assert alive == 0
+            alive += 1
+            yield Held(w=torch.tensor([float(number)]))
+
+    assert average(models())["w"].item() == 1.5
 
 
 # ---------------------------------------------------------------------------------------------- choosing
