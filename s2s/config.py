@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import torch
 from pydantic import BeforeValidator, Field, model_validator
 
 from s2s import configfile
@@ -28,6 +29,7 @@ from s2s.configfile import FilePath
 from s2s.data.batches import BatchSettings
 from s2s.data.prepare import DataSettings
 from s2s.data.tokenizer import SentencePieceSettings, WhitespaceSettings
+from s2s.errors import ConfigError
 from s2s.models.conv import ConvDecoderSettings, ConvEncoderSettings, ConvStackSettings
 from s2s.models.decoder_only import DecoderOnlySettings, EmbeddingEncoderSettings
 from s2s.models.rnn_decoder import RNNDecoderSettings
@@ -38,7 +40,7 @@ from s2s.search.beam import SearchSettings
 from s2s.settings import AttentionSettings, Settings
 from s2s.training.objective import ObjectiveSettings
 from s2s.training.optimizer import Adam, AnyOptimizer, Plateau
-from s2s.training.trainer import TrainingSettings
+from s2s.training.trainer import TrainingSettings, frozen
 
 _RECIPES = {
     "bahdanau": "wiring: bahdanau and attention: {kind: global, score: additive}",
@@ -195,6 +197,20 @@ def _against(objective: ObjectiveSettings, attention: AttentionSettings | None) 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The checked settings of a YAML file with ``key.path=value`` overrides. Raises ConfigError with every mistake."""
     return configfile.validate(configfile.load(path, overrides), Config)
+
+
+def check_parts(config: Config) -> None:
+    """Raises ConfigError where parts of the model do not fit each other, or ``training.frozen`` names none.
+
+    Builds the model without memory for it, so that this is known before any text is read.
+    """
+    size = 100
+    try:
+        with torch.device("meta"):
+            model = config.model.build(size, size if config.tokenizer.joint else size + 1)
+    except ValueError as error:
+        raise ConfigError("model", error) from error
+    frozen(model, config.training.frozen)
 
 
 def save_text(config: Config) -> str:

@@ -574,11 +574,15 @@ def right_place(key: Key, owners: Sequence[type[BaseModel]], model: type[BaseMod
 
 
 def _values_named(word: str, key: Key, model: type[BaseModel]) -> str:
-    """``; WORD is a value of KEY`` for keys beside or below ``key`` that may have this value, nothing if none may."""
+    """``; WORD is a value of KEY`` for keys beside or below ``key`` that may have this value, nothing if none may.
+
+    Beside a section of the file itself stand all the others, so only what is below it counts.
+    """
+    above = key[:-1] or key
     found = [
         dotted((*where, name))
         for where, settings in sections(model)
-        if where[: len(key) - 1] == key[:-1]
+        if where[: len(above)] == above
         for name, field in settings.model_fields.items()
         if name != "kind" and word in _words(field.annotation)
     ]

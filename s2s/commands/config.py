@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shlex
 import sys
@@ -35,14 +36,15 @@ def show(path: Path, overrides: Sequence[str] = ()) -> None:
 
 def check(path: Path, overrides: Sequence[str] = ()) -> None:
     """Print that the file is right; `ConfigError` with everything that is not, files that are not there among it."""
-    from s2s.config import Config
+    from s2s.config import Config, check_parts
 
     document = configfile.load(path, overrides)
     config = configfile.validate(document, Config)
+    check_parts(config)
     missing = [
         printable(f"{document.place(key)}: {dotted(key)}: {file}: no such file")
         for key, file in configfile.files(config)
-        if not file.exists()
+        if not os.path.exists(file)  # noqa: PTH110 - Path.exists raises where a name is too long or a folder closed
     ]
     if missing:
         raise ConfigError("", missing[0], problems=tuple(missing))

@@ -125,6 +125,7 @@ def resolved(config: Config) -> Config:
 
 def _train(config: Config, run: Run, identity: str, signals: Signals, world: World, progress: Kind) -> None:
     training = config.training
+    configuration.check_parts(config)
     checkpoints = Checkpoints(run.path, identity, training.keep_last, training.keep_best, warn)
     with signals.nothing_to_save():
         loaded = _newest(checkpoints, world)
@@ -184,7 +185,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     )  # fmt: skip
     if loaded is not None:
         _check_machine(loaded, world)
-        _check_teacher(loaded, facts["teacher"])
+        _check_teacher(loaded, config, facts["teacher"])
         trainer.load(loaded.snapshot, loaded.path.name)
         if "processes" not in loaded.snapshot.state:  # saved when there was but one, and updates were counted
             trainer.state.position *= config.batches.accumulate
@@ -201,18 +202,25 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     _report(trainer, run, ended, trainer.state.update == before and resumed, resumed)
 
 
-def _check_teacher(loaded: Loaded, now: dict[str, Any] | None) -> None:
+def _check_teacher(loaded: Loaded, config: Config, now: dict[str, Any] | None) -> None:
     """Raises ConfigError where the teacher is not the one that taught until now, wherever it stands."""
-    before = loaded.snapshot.state.get("teacher")
-    if now is None or before is None or before == now:
+    if now is None or config.objective.teacher is None:
         return
-    if before["update"] != now["update"]:
+    before = loaded.snapshot.state.get("teacher")
+    if not isinstance(before, dict):  # saved when it was known by its update alone
+        before = {"update": now["update"] if before is None else before, "sha256": None}
+    if before["sha256"] == now["sha256"]:
+        return
+    old = require(loaded.snapshot.state, "config", dict)["objective"]["teacher"]["run"]
+    is_there = old == config.objective.teacher.run
+    if is_there and before["update"] != now["update"]:
         what = (
             f"its best checkpoint was of update {before['update']} at step {loaded.step}, and is of {now['update']} now"
         )
         raise ConfigError("objective.teacher.run", what, "name the checkpoint itself, RUN/checkpoints/step-N")
-    what = f"its weights are not those that taught until step {loaded.step}"
-    raise ConfigError("objective.teacher.run", what, "name the run that this one began with")
+    if not is_there or before["sha256"] is not None:
+        what = f"its weights are not those that taught until step {loaded.step}, from {old}"
+        raise ConfigError("objective.teacher.run", what, "name the run, or the checkpoint, that this one began with")
 
 
 def _warn_of_whole_texts(prepared: Prepared) -> None:
@@ -319,7 +327,7 @@ def _compare_settings(state: dict[str, Any], config: Config) -> None:
         elif (
             key.startswith(_HARMLESS)
             or (key == "data.train" and _unnamed(old) == _unnamed(new))
-            or (key == "init_from" and new is not None and best_weights(Path(str(new)))[1] == state.get("init_from"))
+            or (key == "init_from" and _is_of(new, state.get("init_from")))
         ):
             say(f"changed since the checkpoint: {key}: {old} -> {new}")
         elif key.startswith(_INEXACT):
@@ -329,6 +337,16 @@ def _compare_settings(state: dict[str, Any], config: Config) -> None:
     if refused:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
+
+
+def _is_of(run: object, sha256: object) -> bool:
+    """Whether the best weights of a run have this hash."""
+    if not (isinstance(run, str) and isinstance(sha256, str)):
+        return False
+    try:
+        return best_weights(Path(run))[1] == sha256
+    except CheckpointError:
+        return False
 
 
 def _unnamed(corpora: Any) -> Any:

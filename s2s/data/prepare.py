@@ -220,7 +220,8 @@ def _require_turns(mixture: Mixture, names: Sequence[str]) -> None:
     for name, amount in zip(names, amounts(mixture), strict=True):
         if amount == 0:
             what = f"its share is less than one of the {sum(mixture.sizes):,} pairs of an epoch, so it is never read"
-            raise DataError(name, what, "raise its weight, lower data.temperature, or leave it out")
+            todo = "raise its weight or data.temperature, or leave it out, and start anew in another --run-dir"
+            raise DataError(name, what, todo)
 
 
 class _Files:

@@ -52,6 +52,22 @@ def test_texts_that_cannot_be_trained_on(own: Path, cli: Cli, spoil: Spoil, part
     assert not (own / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (("model.tie=all", "tokenizer.joint=false"), "tie: all needs one vocabulary for both sides"),
+        (("model.document={heads: 3}",), "document.heads 3 does not divide the encoder's size 32"),
+        (("training.frozen=[nothing]",), "training.frozen: the model has no part nothing"),
+    ],
+)
+def test_parts_that_do_not_fit_are_known_before_texts_are_read(
+    own: Path, cli: Cli, settings: tuple[str, ...], part: str
+) -> None:
+    (own / "train.en").unlink()
+    assert_error(cli("config", "check", "--config", own / "rnn.yaml", *settings), 2, part)
+    assert_error(cli(*train_arguments(own, own / "run", *settings)), 2, part)
+
+
 @pytest.mark.fault("TX25")
 @pytest.mark.parametrize("section", ["train", "valid", "test"])
 def test_missing_files_are_known_before_training(own: Path, cli: Cli, section: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import UPDATES, Cli, Outcome, assert_error, records, train_arguments
+from harness import UPDATES, Cli, Outcome, assert_error, records, rewrite_state, train_arguments
 
 from s2s.checkpoint import load_model
 from s2s.commands.train import _compare_settings
@@ -89,6 +89,34 @@ def test_a_teacher_is_known_by_its_weights(
     assert cli(*train_arguments(project, teacher, f"init_from={moved}", "seed=7")).code == 0
     found = taught(teacher, 3)
     assert_error(found, 2, "objective.teacher.run", "its weights are not those that taught until step 2")
+
+
+@pytest.mark.parametrize("update", [None, 20, 7])
+def test_a_checkpoint_that_knows_its_teacher_by_the_update_alone_goes_on(
+    project: Path, new_run: Path, finished: Path, tmp_path: Path, cli: Cli, update: int | None
+) -> None:
+    """As they were saved once; another update, or another place, is refused."""
+    shutil.copytree(finished, tmp_path / "teacher")
+    arguments = train_arguments(project, new_run, f"objective.teacher={{run: {tmp_path}/teacher}}")
+    assert cli(*arguments, "training.max_updates=1").code == 0
+    assert load_model(finished).step == 20
+
+    def make_older(step: int) -> None:
+        saved = new_run / "checkpoints" / f"step-{step:08d}"
+        state = json.loads((saved / "state.json").read_text())
+        del state["teacher"]
+        rewrite_state(saved, state if update is None else state | {"teacher": update})
+
+    make_older(1)
+    found = cli(*arguments, "training.max_updates=2")
+    if update == 7:
+        assert_error(found, 2, "objective.teacher.run", "was of update 7 at step 1, and is of 20 now")
+        return
+    assert found.code == 0, found
+    make_older(2)
+    (tmp_path / "teacher").rename(tmp_path / "moved")
+    moved = train_arguments(project, new_run, f"objective.teacher={{run: {tmp_path}/moved}}", "training.max_updates=3")
+    assert_error(cli(*moved), 2, "objective.teacher.run", "are not those that taught until step 2")
 
 
 def test_settings_that_there_were_not_yet_had_their_defaults(project: Path, new_run: Path, cli: Cli) -> None:

@@ -700,7 +700,11 @@ def test_differences() -> None:
 @pytest.fixture
 def page_is_config(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands see `Page` as the tool's settings."""
-    fake = SimpleNamespace(Config=Page, load=lambda path, overrides=(): validate(load(path, overrides), Page))
+    fake = SimpleNamespace(
+        Config=Page,
+        load=lambda path, overrides=(): validate(load(path, overrides), Page),
+        check_parts=lambda config: None,
+    )
     monkeypatch.setitem(sys.modules, "s2s.config", fake)
 
 
