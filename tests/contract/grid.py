@@ -52,10 +52,9 @@ EXAMPLES: dict[str, list[Options]] = {
     "hard": [
         {"estimator": {"kind": "reinforce"}},
         {"estimator": {"kind": "reinforce", "baseline": "moving", "reward": "rest"}, "score": "dot", "entropy": 0.1},
-        {"estimator": {"kind": "gumbel"}, "score": "additive"},
+        {"estimator": {"kind": "gumbel"}, "score": "additive", "evaluate": "sample"},
         {"estimator": {"kind": "enumerate"}, "score": "general"},
         {"estimator": {"kind": "enumerate"}, "score": "dot", "evaluate": "marginal"},
-        {"estimator": {"kind": "gumbel"}, "evaluate": "sample"},
     ],
     "latent": [{}, {"k": 2, "score": "general"}, {"k": 2, "renormalise": True, "score": "additive"}],
     "posterior": [{}, {"k": 2, "score": "additive"}, {"k": 2, "renormalise": True, "share": 0.5, "score": "dot"}],
