@@ -385,7 +385,7 @@ def _is_cut_off(text: str) -> bool:
     except yaml.MarkedYAMLError as error:
         return error.problem_mark is not None and error.problem_mark.index >= len(text)
     except (yaml.YAMLError, ValueError, OverflowError):
-        return False
+        pass  # wrong in another way, which `_parse` tells
     return False
 
 

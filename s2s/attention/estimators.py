@@ -29,7 +29,7 @@ from s2s.products import of_rows
 from s2s.schedules import Ramp, ends, is_probability, value_at
 from s2s.settings import Settings, by_name
 
-# --- draws and contexts -----------------------------------------------------------------------------------------------
+# --- positions and contexts -------------------------------------------------------------------------------------------
 
 
 def choose(log_weights: Tensor, noise: Tensor | None = None) -> Tensor:

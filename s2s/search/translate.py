@@ -35,8 +35,6 @@ _WINDOW = 16
 """Batches that are pooled for sorting by length; the first windows are smaller, so that the first answers come soon."""
 _QUEUE = 4
 """Batches that are searched as one where sentences may enter while others are searched; all their memory is there."""
-
-
 _HYPOTHESES = 8
 """Of a sentence, that find room in its share of a batch."""
 
