@@ -1,17 +1,19 @@
-"""Does an objective get what it asks for, and at what cost? Minimum risk and distillation on the embedded corpus.
+"""Does an objective get what it asks for, and at what cost? Minimum risk and distillation.
 
     python scripts/objectives.py [--seeds 1 2 3] [--threads 1]     train what is not there, measure, write the tables
+    python scripts/objectives.py --corpus multi30k --seeds 1       on Multi30k (over an hour) instead
     python scripts/objectives.py --table                           only write the tables of docs/objectives.md
 
-Minimum risk goes on from a trained run of luong-general for the 300 updates of configs/toy/minimum-risk.yaml; beside it
-stands the same with the likelihood alone. What it asks for is measured on the development split: the cost (1 - chrF2 /
-100) of 8 draws for every sentence, mean over all draws.
+Minimum risk goes on from a trained run of luong-general for the 300 updates of minimum-risk.yaml; beside it stands the
+same with the likelihood alone. What it asks for is measured on the development split: the cost (1 - chrF2 / 100) of 8
+draws for every sentence, mean over all draws.
 
 Distillation: a student of half the widths learns from the right words alone, from the teacher's distributions
 beside them (half and half), or from what the teacher translates of the training text by beam 5. What the second asks
 for is the cross entropy of its distributions under the teacher's, after the right words, per token; what the third asks
 for is the likelihood of the teacher's translations, per sentence, for the vocabularies differ. Both on the development
-split. BLEU is of the test split, by the search of the recipe. Runs are kept in runs/objectives.
+split. BLEU is of the test split, by the search of the recipe. Runs are kept in runs/objectives; what the result file
+has of other seeds stays.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,57 +45,98 @@ from s2s.search.sampling import SamplingSettings
 from s2s.search.score import Scorer, force_at_once
 from s2s.search.translate import Translator
 
-TOY, CONFIGS = ROOT / "data" / "toy", ROOT / "configs" / "toy"
-RUNS = ROOT / "runs" / "objectives"
-RESULT = ROOT / "docs" / "results" / "objectives.json"
 PAGE = ROOT / "docs" / "objectives.md"
 DRAWS = 8
-SMALL = ["model.embedding=32", "model.encoder.size=64", "model.decoder.size=64"]
-"""Half of what configs/toy/base.yaml has."""
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus from English to German, and the folders that are named after it."""
+
+    name: str
+    dev: str
+    test: str
+    small: Sequence[str]
+    """Settings of a student: half the widths of base.yaml."""
+
+    @property
+    def configs(self) -> Path:
+        return ROOT / "configs" / self.name
+
+    @property
+    def runs(self) -> Path:
+        return ROOT / "runs" / "objectives" / self.name
+
+    @property
+    def result(self) -> Path:
+        return ROOT / "docs" / "results" / f"objectives-{self.name}.json"
+
+    def file(self, split: str, language: str) -> Path:
+        return ROOT / "data" / self.name / f"{split}.{language}"
+
+    def lines(self, split: str, language: str) -> list[str]:
+        return list(read_raw_lines(self.file(split, language)))
+
+    def learned_from(self, seed: int) -> Path:
+        """What the teacher translates of the training text."""
+        return self.runs / f"distilled-{seed}.de"
+
+
+def widths(embedding: int, encoder: int, decoder: int) -> Sequence[str]:
+    return [f"model.embedding={embedding}", f"model.encoder.size={encoder}", f"model.decoder.size={decoder}"]
+
+
+CORPORA = {
+    corpus.name: corpus
+    for corpus in (
+        Corpus("toy", "dev", "test", widths(32, 64, 64)),
+        Corpus("multi30k", "val", "test_2016_flickr", widths(128, 256, 128)),
+    )
+}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def trained(name: str, seed: int, recipe: str, threads: int, *settings: str) -> Path:
+def trained(corpus: Corpus, name: str, seed: int, recipe: str, threads: int, *settings: str) -> Path:
     """The run, trained now where it is not there whole; it goes on where it was interrupted."""
-    run = RUNS / f"{name}-{seed}"
+    run = corpus.runs / f"{name}-{seed}"
     say(f"{run.name}:")
-    command = s2s("train", "--config", str(CONFIGS / f"{recipe}.yaml"), "--run-dir", str(run), f"seed={seed}")
+    command = s2s("train", "--config", str(corpus.configs / f"{recipe}.yaml"), "--run-dir", str(run), f"seed={seed}")
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     subprocess.run([*command, *settings], check=True, env=environment, cwd=ROOT)
     return run
 
 
-def distilled(teacher: Path, seed: int) -> Path:
+def distilled(corpus: Corpus, teacher: Path, seed: int) -> Path:
     """What a teacher translates of the training text, made now where it is not there."""
-    path = RUNS / f"distilled-{seed}.de"
+    path = corpus.learned_from(seed)
     if not path.exists():
         output = path.with_suffix(".part")
-        files = ["--output", str(output), "--overwrite", str(TOY / "train.en")]
+        files = ["--output", str(output), "--overwrite", str(corpus.file("train", "en"))]
         subprocess.run(s2s("translate", "--model", str(teacher), "--beam", "5", *files), check=True, cwd=ROOT)
         output.rename(path)
     return path
 
 
-def trainings(seed: int, threads: int) -> dict[str, Path]:
+def trainings(corpus: Corpus, seed: int, threads: int) -> dict[str, Path]:
     """All runs of a seed."""
 
     def here(name: str, recipe: str, *settings: str) -> Path:
-        return trained(name, seed, recipe, threads, *settings)
+        return trained(corpus, name, seed, recipe, threads, *settings)
 
     begun = here("likelihood", "luong-general")
     after = f"init_from={begun}"
-    words, sentences = f"objective.teacher.run={begun}", f"data.train.target={distilled(begun, seed)}"
+    words, sentences = f"objective.teacher.run={begun}", f"data.train.target={distilled(corpus, begun, seed)}"
     return {
         "likelihood": begun,
         "likelihood, 300 more": here("more-likelihood", "minimum-risk", after, "objective.minimum_risk=null"),
         "minimum risk, 300 more": here("minimum-risk", "minimum-risk", after),
-        "student": here("student", "luong-general", *SMALL),
-        "student, word by word": here("student-words", "luong-general", *SMALL, words),
+        "student": here("student", "luong-general", *corpus.small),
+        "student, word by word": here("student-words", "luong-general", *corpus.small, words),
         "student, sentence by sentence": here(
-            "student-sentences", "luong-general", *SMALL, sentences, "data.train.links=null"
+            "student-sentences", "luong-general", *corpus.small, sentences, "data.train.links=null"
         ),
     }
 
@@ -100,19 +144,15 @@ def trainings(seed: int, threads: int) -> dict[str, Path]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def lines(split: str, side: str) -> list[str]:
-    """A side of the embedded corpus."""
-    return list(read_raw_lines(TOY / f"{split}.{side}"))
-
-
-def cost_of_draws(run: Trained) -> float:
+def cost_of_draws(corpus: Corpus, run: Trained) -> float:
     """Mean of 1 - chrF2 / 100 over draws for the development split."""
     settings = run.config.search.model_copy(update={"beam": 1, "sampling": SamplingSettings(seed=1)})
     translator = Translator(run.model, run.tokenizers, settings, CPU, n_best=DRAWS)
     utility = sentence_utility("chrf")
+    drawn = translator.translate(corpus.lines(corpus.dev, "en"))
     return statistics.fmean(
         1 - utility(one.text, right) / 100
-        for found, right in zip(translator.translate(lines("dev", "en")), lines("dev", "de"), strict=True)
+        for found, right in zip(drawn, corpus.lines(corpus.dev, "de"), strict=True)
         for one in found.candidates
     )
 
@@ -135,12 +175,12 @@ def predicted(run: Trained, source: Tensor, lengths: Tensor, words: Tensor, real
 
 
 @torch.no_grad()
-def cross_entropy(run: Trained, teacher: Trained) -> float:
+def cross_entropy(corpus: Corpus, run: Trained, teacher: Trained) -> float:
     """-sum_v T(v) log p(v) after the right words of the development split, nats a token."""
     if run.tokenizers.fingerprint != teacher.tokenizers.fingerprint:
         raise SystemExit("a student has another vocabulary than its teacher")
     total, count = 0.0, 0
-    for source, lengths, target in batches(run, lines("dev", "en"), lines("dev", "de")):
+    for source, lengths, target in batches(run, corpus.lines(corpus.dev, "en"), corpus.lines(corpus.dev, "de")):
         real = target[:, 1:] != PAD
         own, theirs = (predicted(one, source, lengths, target[:, :-1], real) for one in (run, teacher))
         total -= float((theirs.exp() * own).sum())
@@ -148,43 +188,42 @@ def cross_entropy(run: Trained, teacher: Trained) -> float:
     return total / count
 
 
-def of_translations(run: Trained, translations: Sequence[str]) -> float:
+def of_translations(corpus: Corpus, run: Trained, translations: Sequence[str]) -> float:
     """-log p of translations of the development split, nats a sentence."""
     scorer = Scorer(partial(force_at_once, run.model), run.tokenizers, run.config.search, CPU)
-    pairs = zip(lines("dev", "en"), translations, strict=True)
+    pairs = zip(corpus.lines(corpus.dev, "en"), translations, strict=True)
     return -statistics.fmean(found.log_probability for found in scorer.score(pairs))
 
 
-def translations(run: Trained, split: str) -> list[str]:
+def translations(run: Trained, asked: Sequence[str]) -> list[str]:
     """By the run's own settings of search."""
-    asked = lines(split, "en")
     with Meter("translating", len(asked)) as meter:
         return translate_lines(run, asked, meter)
 
 
-def measure(seed: int, threads: int) -> dict[str, Any]:
+def measure(corpus: Corpus, seed: int, threads: int) -> dict[str, Any]:
     """All systems of a seed."""
-    runs = {name: load_trained(path, CPU) for name, path in trainings(seed, threads).items()}
+    runs = {name: load_trained(path, CPU) for name, path in trainings(corpus, seed, threads).items()}
     torch.set_num_threads(threads)
     teacher = runs["likelihood"]
-    said = translations(teacher, "dev")
+    said = translations(teacher, corpus.lines(corpus.dev, "en"))
     systems: dict[str, Any] = {}
     for name, run in runs.items():
         run.model.eval()
-        score = bleu(translations(run, "test"), lines("test", "de"))
+        score = bleu(translations(run, corpus.lines(corpus.test, "en")), corpus.lines(corpus.test, "de"))
         same = run.tokenizers.fingerprint == teacher.tokenizers.fingerprint
         systems[name] = {
             "update": run.update,
             "parameters": sum(part.numel() for part in run.model.parameters()),
-            "cost_of_draws": cost_of_draws(run),
-            "cross_entropy": cross_entropy(run, teacher) if same else None,
-            "of_translations": of_translations(run, said),
+            "cost_of_draws": cost_of_draws(corpus, run),
+            "cross_entropy": cross_entropy(corpus, run, teacher) if same else None,
+            "of_translations": of_translations(corpus, run, said),
             "bleu": score.value,
             "signature": score.signature,
         }
-    learned_from = list(read_raw_lines(RUNS / f"distilled-{seed}.de"))
-    right = sum(one == other for one, other in zip(learned_from, lines("train", "de"), strict=True)) / len(learned_from)
-    return {"seed": seed, "threads": threads, "distilled_right": right, "systems": systems}
+    learned_from, right = list(read_raw_lines(corpus.learned_from(seed))), corpus.lines("train", "de")
+    share = sum(one == other for one, other in zip(learned_from, right, strict=True)) / len(right)
+    return {"seed": seed, "threads": threads, "distilled_right": share, "systems": systems}
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -207,14 +246,24 @@ TABLES: dict[str, tuple[Sequence[str], dict[str, tuple[str, str]]]] = {
 """The systems and columns of each table of the page."""
 
 
-def table(found: dict[str, Any], name: str) -> str:
+def results(corpus: Corpus) -> list[dict[str, Any]]:
+    """What has been measured, seed by seed."""
+    if not corpus.result.exists():
+        return []
+    runs: list[dict[str, Any]] = json.loads(corpus.result.read_text(encoding="utf-8"))["runs"]
+    return runs
+
+
+def table(runs: Sequence[dict[str, Any]], name: str) -> str:
     """The mean over seeds, with the lowest and highest."""
+    if not runs:
+        return "Not yet run."
     systems, columns = TABLES[name]
     rows = [f"| system | {' | '.join(title for title, _ in columns.values())} |", f"|---|{'--:|' * len(columns)}"]
     for system in systems:
         cells = []
         for key, (_, form) in columns.items():
-            values = [run["systems"][system][key] for run in found["runs"]]
+            values = [run["systems"][system][key] for run in runs]
             if None in values:
                 cells.append("-")
             elif min(values) == max(values):
@@ -228,18 +277,23 @@ def table(found: dict[str, Any], name: str) -> str:
 def main() -> int:
     """Train and measure unless only the tables are asked for, and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", choices=tuple(CORPORA), default="toy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="train and measure nothing")
     options = parser.parse_args()
     if not options.table:
-        runs = [measure(seed, options.threads) for seed in options.seeds]
-        found = {"torch": torch.__version__, "runs": runs}
-        RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
+        corpus = CORPORA[options.corpus]
+        runs = {run["seed"]: run for run in results(corpus)}
+        for seed in options.seeds:
+            runs[seed] = {"torch": torch.__version__} | measure(corpus, seed, options.threads)
+            found = {"runs": [runs[one] for one in sorted(runs)]}
+            corpus.result.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
-    for name in TABLES:
-        page = with_table(page, name, table(found, name))
+    for corpus in CORPORA.values():
+        runs_of_corpus = results(corpus)
+        for name in TABLES:
+            page = with_table(page, f"{name}, {corpus.name}", table(runs_of_corpus, name))
     PAGE.write_text(page, encoding="utf-8")
     return 0
 
