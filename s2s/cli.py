@@ -452,6 +452,7 @@ def compare(
     source: Annotated[Path | None, typer.Option(help="Text to translate; default: the runs' test set.")] = None,
     reference: Annotated[Path | None, typer.Option(help="The right translations.")] = None,
     links: Annotated[Path | None, typer.Option(help="Right word links of these, Pharaoh.")] = None,
+    language: Annotated[str | None, typer.Option(help="Target language of the runs: zh, ja, ...; default: de.")] = None,
     device: Device = "auto",
 ) -> None:
     """Compare mechanisms: a table and a page. Trains a grid of them, or takes runs that are there."""
@@ -459,8 +460,8 @@ def compare(
     from s2s.commands.compare import compare as command
 
     options = Options(
-        output=output, baseline=baseline, source=source, reference=reference, links=links, jobs=jobs,
-        train=not no_train, device=device,
+        output=output, baseline=baseline, source=source, reference=reference, links=links, language=language,
+        jobs=jobs, train=not no_train, device=device,
     )  # fmt: skip
     command(what, options)
 

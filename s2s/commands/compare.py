@@ -15,6 +15,7 @@ found is written anew after every row.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Options:
     source: Path | None = None
     reference: Path | None = None
     links: Path | None = None
+    language: str | None = None
     jobs: int = 1
     train: bool = True
     device: str = "auto"
@@ -90,10 +92,15 @@ def compare(what: Sequence[Path], options: Options) -> None:
 def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSettings, str]:
     """What is compared, and how it was asked for."""
     if len(what) == 1 and not what[0].is_dir():
-        given = {"--source": options.source, "--reference": options.reference, "--links": options.links}
-        for name, value in given.items():
+        given = {
+            "--source": (options.source, "test: {...}"),
+            "--reference": (options.reference, "test: {...}"),
+            "--links": (options.links, "test: {...}"),
+            "--language": (options.language, f"language: {options.language}"),
+        }
+        for name, (value, setting) in given.items():
             if value is not None:
-                raise UsageError(name, "goes with runs", f"write test: {{...}} into {what[0]}")
+                raise UsageError(name, "goes with runs", f"write {setting} into {what[0]}")
         settings, asked = read_settings(what[0]), what[0].read_text(encoding="utf-8-sig")
         return (settings.model_copy(update={"baseline": options.baseline}) if options.baseline else settings), asked
     for path in what:
@@ -107,8 +114,13 @@ def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSetting
         test = PairFiles(source=str(options.source), target=str(options.reference), links=links)
     elif options.links is not None:
         raise UsageError("--links", "goes with --source and --reference", "give these too")
+    if options.language is not None and not re.fullmatch("[a-z]{2,3}", options.language):
+        raise UsageError("--language", f"{options.language!r} is no language", "give two letters or three, such as ja")
     runs = tuple(str(path) for path in what)
-    return ComparisonSettings(runs=runs, baseline=options.baseline, test=test), f"s2s compare {' '.join(runs)}"
+    settings = ComparisonSettings(runs=runs, baseline=options.baseline, test=test)
+    if options.language is not None:
+        settings = settings.model_copy(update={"language": options.language})
+    return settings, f"s2s compare {' '.join(runs)}"
 
 
 class Comparison:

@@ -289,6 +289,12 @@ def test_existing_runs_are_compared_and_named_by_their_directories(compared: Pat
     assert again["hypotheses_sha256"] == before["hypotheses_sha256"] and again["seconds"] == before["seconds"]
 
 
+def test_runs_are_measured_by_the_rules_of_their_language(compared: Path, tmp_path: Path, cli: Cli) -> None:
+    found = cli("compare", compared / "runs" / "rnn-1", "-o", tmp_path / "out", "--language", "zh")
+    assert found.code == 0, found.err
+    assert "tok:zh" in rows(tmp_path / "out")["rnn-1"]["scores"][0]["signature"]
+
+
 def test_a_half_trained_run_is_refused(grids: Path, compared: Path, tmp_path: Path, cli: Cli) -> None:
     half = grids / "half-1"
     process = start(
@@ -307,6 +313,8 @@ def test_mistakes_on_the_command_line(grids: Path, compared: Path, tmp_path: Pat
     assert_error(cli("compare", grids / "rnn.yaml"), 2, "rnn.yaml: these are the settings of one training, not of a")
     assert_error(cli("compare", run, grids / "grid.yaml"), 2, "grid.yaml: is not a directory")
     assert_error(cli("compare", grids / "grid.yaml", "--source", run), 2, "--source: goes with runs")
+    assert_error(cli("compare", grids / "grid.yaml", "--language", "zh"), 2, "write language: zh into", "grid.yaml")
+    assert_error(cli("compare", run, "--language", "Chinese"), 2, "'Chinese' is no language")
     assert_error(cli("compare", run, "--links", run), 2, "--links: goes with --source and --reference")
     assert_error(cli("compare", run, "--source", run), 2, "--source and --reference go together")
     assert_error(cli("compare", run, "--baseline", "rnm"), 2, "there is no system rnm; did you mean rnn?")
