@@ -579,8 +579,8 @@ class OutputFile:
     """A text file that appears whole or not at all.
 
     Use as a context manager. Lines go to a temporary file in the same folder, which takes the name at the end. If the
-    body or the writing fails, the target stays as it was and what was written is kept as ``NAME.partial``, named in
-    the error. A pipe or a device, such as /dev/null, is written directly.
+    body or the writing fails, the target stays as it was and what was written, if anything, is kept as ``NAME.partial``,
+    named in the error. A pipe or a device, such as /dev/null, is written directly.
     """
 
     def __init__(
@@ -639,11 +639,11 @@ class OutputFile:
 
     def _take_up(self, size: int) -> None:
         """Open what was begun, under either of its names, and forget what follows its good bytes."""
-        if not self._temporary.exists():
+        if not self._temporary.exists() and size:
             if not self._partial.exists():
                 raise SystemRefused(self.path, "what was written of it is gone", "begin again")
             self._partial.replace(self._temporary)
-        self._file = os.fdopen(os.open(self._temporary, os.O_WRONLY | os.O_NOFOLLOW), "wb")
+        self._file = os.fdopen(os.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "wb")
         self._file.truncate(size)
         self._file.seek(size)
 
@@ -690,6 +690,9 @@ class OutputFile:
             return
         kept = self._temporary
         with suppress(OSError):
+            if not kept.stat().st_size:  # nothing that is worth the place of what an earlier failure left there
+                kept.unlink()
+                return
             kept = kept.replace(self._partial)
         note = f"what was written is kept in {printable(kept)}"
         if isinstance(error, S2SError):  # the one line that users see; a bug shows its notes with the traceback

@@ -81,8 +81,8 @@ class SearchSettings(Settings):
     batch_tokens: int = Field(4096, ge=1, le=10_000_000)
     """Padded source positions decoded together; the encoder reads up to four times as many at once. A sentence counts
     once for every eight hypotheses or draws."""
-    max_source_length: int = Field(1000, ge=1, le=100_000)
-    """Pieces per source sentence; longer lines are split and their translations joined."""
+    max_source_length: int = Field(1000, ge=2, le=100_000)
+    """Pieces per source sentence, EOS counted; longer lines are split and their translations joined."""
     precision: Literal["float32", "bf16"] = "float32"
     """Arithmetic of the model while searching; scores are summed in float32 in any case."""
 

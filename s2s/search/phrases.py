@@ -49,8 +49,9 @@ class Forbidden:
     def spellings(self, ids: Sequence[int], kept: Sequence[Ids] = ()) -> set[Ids]:
         """The runs of pieces that spell forbidden phrases: where search cannot say these, the phrases are not there.
 
-        A run is all pieces that give a character of the phrase, and the piece before them if that one ends the word
-        before. If the run stands in a phrase of ``kept``, which must be said, the pieces after it, as many as it takes;
+        A run is all pieces that give a character of the phrase. Where the phrase begins as words do, the piece that ends
+        the word before is in it too, for the same pieces may end another word; a sign or a character of a script
+        without spaces ends none. If the run stands in a phrase of ``kept``, which must be said, the pieces after it, as many as it takes;
         and where the text ends, those before it.
         """
         text = self.tokenizer.decode(ids)
@@ -61,7 +62,7 @@ class Forbidden:
         for first, last in places:
             run = [place for place in range(len(ids)) if begins[place] < last and ends[place] > first]
             start, stop = run[0], run[-1] + 1
-            if begins[start] == first and start > 0:
+            if begins[start] == first and start > 0 and _in_word(text[first]):
                 start -= 1
             while stop - start < len(ids) and any(_occurs(ids[start:stop], phrase) for phrase in kept):
                 start, stop = (start, stop + 1) if stop < len(ids) else (start - 1, stop)

@@ -369,7 +369,7 @@ def test_precision_is_that_of_the_settings_whatever_the_caller_does(precision: s
     [
         {"beam": 0}, {"beam": -1}, {"beam": 10**9}, {"beam": 2.0}, {"length_alpha": -0.1}, {"length_alpha": math.nan},
         {"length_penalty": "wu"}, {"max_length_ratio": -1.0}, {"max_length_extra": 10**9}, {"min_length": -1},
-        {"batch_tokens": 0}, {"batch_tokens": 10**9}, {"max_source_length": 0}, {"precision": "fp16"}, {"bean": 5},
+        {"batch_tokens": 0}, {"batch_tokens": 10**9}, {"max_source_length": 1}, {"precision": "fp16"}, {"bean": 5},
         {"coverage_penalty": -1.0}, {"no_repeat_ngram": -1}, {"repetition_penalty": 0.9}, {"early_stopping": "never"},
         {"sampling": {"temperature": 0.0}}, {"sampling": {"top_k": -1}}, {"sampling": {"top_p": 0.0}},
         {"sampling": {"top_p": 1.1}}, {"sampling": {"seed": -1}}, {"diversity": {"groups": 0}},

@@ -616,6 +616,15 @@ def test_an_error_keeps_the_target_and_names_the_partial_file(tmp_path: Path, er
     assert names(tmp_path) == ["out", "out.partial"]
 
 
+@pytest.mark.fault("T6")
+def test_an_error_before_the_first_line_leaves_what_an_earlier_one_kept(tmp_path: Path) -> None:
+    earlier = write(tmp_path / "out.partial", b"hours of work\n")
+    with pytest.raises(DataError) as caught, OutputFile(tmp_path / "out"):
+        raise DataError("in", "broken")
+    assert str(caught.value) == "in: broken"
+    assert earlier.read_bytes() == b"hours of work\n" and names(tmp_path) == ["out.partial"]
+
+
 def test_an_interrupt_keeps_what_was_written(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt) as caught, OutputFile(tmp_path / "out") as output:
         output.write_line("one")

@@ -76,6 +76,14 @@ def test_spellings_in_characters_have_the_sign_before_the_word() -> None:
     assert characters.pieces(ids)[4:] == ["▁", "e", "r"]
 
 
+@pytest.mark.parametrize("text", ["der!", "Hunde! der!"])
+def test_a_sign_is_forbidden_after_whatever_word(text: str) -> None:
+    """With the piece before it search would be asked again for every word that it can stand behind."""
+    words = learned("bpe")
+    (run,) = Forbidden(["!"], words).spellings(words.encode(text))
+    assert words.pieces(run) == ["!"]
+
+
 def test_a_spelling_inside_of_what_must_be_said_has_the_pieces_round_it() -> None:
     """ "Hund" alone would forbid a required "Hund sieht" as well; where the text ends in it, those before it tell."""
     der, hund, sieht, stop, _ = range(4, 9)
