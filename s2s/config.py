@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from s2s import configfile
 from s2s.attention.coverage import CoverageSettings
+from s2s.attention.estimators import ReinforceSettings
 from s2s.attention.global_ import GlobalSettings
 from s2s.attention.hard import HardSettings
 from s2s.attention.hmm import HMMSettings
@@ -138,6 +139,8 @@ class Config(Settings):
                 raise ValueError(f"training.stop_on: {self.training.stop_on} needs data.valid")
             if self.training.keep_best > 1:
                 raise ValueError("training.keep_best: which checkpoints are best is known by data.valid; set it, or 1")
+            if self.training.patience not in (None, TrainingSettings.model_fields["patience"].default):
+                raise ValueError("training.patience: it counts validations that bring nothing; set data.valid")
             if isinstance(self.optimizer.schedule, Plateau):
                 raise ValueError("optimizer.schedule: plateau waits for validations to bring nothing; set data.valid")
         sides = (self.model.encoder, self.model.decoder)
@@ -158,6 +161,8 @@ class Config(Settings):
                 raise ValueError("objective.guided: there are no word links to learn from; set data.train.links")
             if isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
                 raise ValueError("objective.guided: attention of kind: none has no weights that could be guided")
+        if self.search.coverage_penalty and isinstance(getattr(self.model.decoder, "attention", None), NoneSettings):
+            raise ValueError("search.coverage_penalty: attention of kind: none has no weights to count; set it to 0")
         if self.model.document is not None and _reads_last_states_alone(self.model.decoder):
             raise ValueError(
                 "model.document: attention of kind: none never reads what the sentences before change, which the "
@@ -190,6 +195,13 @@ def _against(objective: ObjectiveSettings, attention: AttentionSettings | None) 
             f"objective.{objective.over_words}: attention {inner.kind} learns by {attention.bound} of the right words' "
             "likelihood; what training reads is not the distribution over all words that it translates with, which "
             "this needs"
+        )
+    by_reward = isinstance(inner, HardSettings) and isinstance(inner.estimator, ReinforceSettings)
+    if by_reward and objective.over_words in ("teacher", "r_drop"):
+        return (
+            f"objective.{objective.over_words}: estimator: reinforce rewards the choice of a position with the right "
+            "word's likelihood alone; what this adds to the loss follows from the choice too, and the scores would "
+            "never be told; choose another estimator"
         )
     return None
 

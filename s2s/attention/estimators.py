@@ -252,6 +252,8 @@ class ReinforceSettings(Settings):
             raise ValueError(
                 "reward: rest needs baseline: moving or none; the baseline self knows a choice's own word only"
             )
+        if self.baseline != "moving" and self.decay != type(self).model_fields["decay"].default:
+            raise ValueError(f"decay belongs to baseline: moving; {self.baseline} keeps no mean")
         return self
 
     def build(self) -> Estimator:

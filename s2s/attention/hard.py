@@ -130,7 +130,7 @@ class HardSettings(AttentionSettings):
 
     kind: Literal["hard"]
     score: AnyScore = GeneralSettings(kind="general")
-    """How a position is scored: dot, general, additive (concat) or location."""
+    """How a position is scored: dot, general, additive (concat), location or cosine."""
     estimator: AnyEstimator
     """How the scores learn: reinforce, gumbel or enumerate."""
     evaluate: Evaluate = "argmax"

@@ -93,7 +93,7 @@ class MarginalSettings(AttentionSettings):
     """What the kinds that sum over positions have in common."""
 
     score: AnyScore = GeneralSettings(kind="general")
-    """How a position is scored: dot, general, additive (concat) or location."""
+    """How a position is scored: dot, general, additive (concat), location or cosine."""
     k: Annotated[int, Field(ge=1)] | None = None
     """Positions that are summed over, the likeliest ones; null: all, exactly. A word costs a readout for each."""
     renormalise: bool = False
@@ -103,6 +103,11 @@ class MarginalSettings(AttentionSettings):
     def _fits(self) -> Self:
         if self.renormalise and self.k is None:
             raise ValueError("renormalise belongs to k: the weights of all positions sum to one as they are")
+        if self.renormalise and self.k == 1:
+            raise ValueError(
+                "renormalise: the weight of a single position would always be 1, and the score learn nothing; set k to "
+                "2 or more, or leave it out"
+            )
         return self
 
     def refusal_as_head(self) -> str:

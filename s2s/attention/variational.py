@@ -105,7 +105,7 @@ class VariationalSettings(AttentionSettings):
 
     kind: Literal["variational"]
     score: AnyScore = GeneralSettings(kind="general")
-    """How the prior scores a position: dot, general, additive (concat) or location."""
+    """How the prior scores a position: dot, general, additive (concat), location or cosine."""
     estimator: Literal["enumerate", "reinforce"] = "enumerate"
     """enumerate: the exact bound, a readout per source position; reinforce: one drawn position a word, measured against
     the soft reading."""

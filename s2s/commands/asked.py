@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from s2s.data.parallel import require_equal_lines
 from s2s.data.text import TextCounts, normalise, read_lines, read_raw_lines
@@ -16,19 +16,26 @@ B = TypeVar("B")
 
 
 def asked_lines(
-    lines: Iterable[str | None], where: str, prefix: Path | None = None, require: Path | None = None
+    lines: Iterable[str | None],
+    where: str,
+    prefix: Path | None = None,
+    require: Path | None = None,
+    *,
+    conversation: bool = False,
 ) -> Iterator[Line]:
     """Each line with its line of the other files, which are read along: a beginning, and phrases between tabs.
 
-    Raises DataError, at the end of the shorter file, with both numbers of lines where they differ.
+    Raises DataError, at the end of the shorter file, with both numbers of lines where they differ; in a
+    ``conversation``, whose next lines wait for answers, without counting those.
     """
     asked: Iterable[Line] = (Line(text or "") for text in lines)
     if prefix is not None:
         beginnings = read_lines(prefix, counts=TextCounts(), allow_pipe=True)
-        pairs = _beside(asked, beginnings, where, prefix)
+        pairs = _beside(asked, beginnings, where, prefix, conversation)
         asked = (line._replace(prefix=text or "") for line, text in pairs)
     if require is not None:
-        asked = (line._replace(required=own) for line, own in _beside(asked, _phrase_lists(require), where, require))
+        both = _beside(asked, _phrase_lists(require), where, require, conversation)
+        asked = (line._replace(required=own) for line, own in both)
     yield from asked
 
 
@@ -60,19 +67,22 @@ def _phrase_lists(path: Path) -> Iterator[tuple[str, ...]]:
         yield tuple(phrase for phrase in phrases if phrase)
 
 
-def _beside(lines: Iterable[A], others: Iterable[B], where: str, path: Path) -> Iterator[tuple[A, B]]:
+def _beside(
+    lines: Iterable[A], others: Iterable[B], where: str, path: Path, conversation: bool
+) -> Iterator[tuple[A, B]]:
     """The lines of two files side by side. Raises DataError where one is shorter."""
-    left, right = iter(lines), iter(others)
+    left, right, nothing = iter(lines), iter(others), object()
     taken = 0
     for line in left:
-        for other in right:
-            taken += 1
-            yield line, other
-            break
-        else:
-            require_equal_lines((where, taken + 1 + _rest(left)), (str(path), taken))
-    require_equal_lines((where, taken), (str(path), taken + _rest(right)))
+        other = next(right, nothing)
+        if other is nothing:
+            if conversation:
+                raise DataError(where, f"has more lines than {path}, which has {taken}", "write a line for each")
+            require_equal_lines((where, taken + 1 + _count(left)), (str(path), taken))
+        taken += 1
+        yield line, cast(B, other)
+    require_equal_lines((where, taken), (str(path), taken + _count(right)))
 
 
-def _rest(lines: Iterator[object]) -> int:
+def _count(lines: Iterator[object]) -> int:
     return sum(1 for _ in lines)

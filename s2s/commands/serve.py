@@ -123,7 +123,11 @@ def _offered(models: Sequence[Path], names: Sequence[str], options: Options) -> 
         if search.beam > BEAM:
             raise UsageError(path, f"its search.beam, {search.beam}, is over {BEAM}", f"give --search beam={BEAM}")
         trained = load(path, device, options.checkpoint)
-        offered.append(Offered(name, trained, search, gives_attention(trained.model, device)))
+        has_attention = gives_attention(trained.model, device)
+        if search.coverage_penalty and not has_attention:
+            what = "has no attention for search.coverage_penalty to count"
+            raise UsageError(path, what, "give --search coverage_penalty=0")
+        offered.append(Offered(name, trained, search, has_attention))
     return offered
 
 

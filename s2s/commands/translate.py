@@ -28,6 +28,7 @@ from s2s.errors import SystemRefused, UsageError
 from s2s.interfaces import EOS
 from s2s.progress import Meter, say, silent, warn
 from s2s.run import Trained
+from s2s.search.beam import SearchSettings
 from s2s.search.formats import lines_of
 from s2s.search.look import heat_map
 from s2s.search.translate import Line, LongLines, Part, Translation, Translator, gives_attention
@@ -87,14 +88,24 @@ class Options:
             if path is not None and path.is_fifo():
                 raise UsageError(name, "is a pipe, but is read by every process", "write it to a file first")
 
-    def needs_attention(self) -> str | None:
+    def needs_attention(self, settings: SearchSettings) -> str | None:
         """The option that a model without attention cannot serve, if any is given."""
         given = {
             "--alignment": self.alignment,
             "--attention": self.attention is not None,
             "--replace-unknown": self.replace_unknown,
+            "search.coverage_penalty": settings.coverage_penalty > 0,
         }
         return next((name for name, is_given in given.items() if is_given), None)
+
+    def check_search(self, settings: SearchSettings) -> None:
+        """Raises UsageError for what settings of search cannot give."""
+        if settings.sampling is None and self.n_best > settings.beam:
+            what = f"{self.n_best} translations of a line need as wide a beam, and search.beam is {settings.beam}"
+            raise UsageError("--n-best", what, f"give --beam {self.n_best}")
+        if self.require is not None and (settings.sampling is not None or settings.diversity is not None):
+            what = "required phrases need a beam of their own kind, neither sampling nor diversity"
+            raise UsageError("--require", what, "set search.sampling and search.diversity to null")
 
     def files(self) -> list[Path]:
         """What is read beside the input."""
@@ -143,7 +154,7 @@ def _alone(models: Sequence[Path], source: Path | None, options: Options) -> Non
     live = source is None and sys.stdin.isatty()
     if live:
         say("type a sentence and press Enter; end with Ctrl-D")
-    window = 1 if live or options.stream else None
+    window = 1 if _is_live(source, options) else None
     check = sink.check if isinstance(sink, Output) else None
     found = translator.translate(_asked(source, options, counts), window=window, check=check)
     lines = _lines(found, options.form, tokenizers, picture)
@@ -216,14 +227,16 @@ def prepare(
         world.take_device(device, "--device")
     trained = [load(path, device, options.checkpoint) for path in models]
     model, tokenizers = together(trained, models, options.ensemble or "probability"), trained[0].tokenizers
-    needing = options.needs_attention()
+    settings = search_settings(models[0], options.search)
+    options.check_search(settings)
+    needing = options.needs_attention(settings)
     if needing and not gives_attention(model, device):
-        raise UsageError(needing, "this model has no attention", "use a model with attention")
+        raise UsageError(needing, "this model has no attention", "use a model with attention, or leave it out")
     dictionary = {} if options.dictionary is None else read_dictionary(options.dictionary)
     translator = Translator(
         model,
         tokenizers,
-        search_settings(models[0], options.search),
+        settings,
         device,
         n_best=options.n_best,
         attention=options.attention is not None,
@@ -243,7 +256,12 @@ def _asked(source: Path | None, options: Options, counts: TextCounts) -> Iterato
         lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid)
     else:
         lines = read_lines(source, counts=counts, invalid=invalid, allow_pipe=True)
-    return asked_lines(lines, counts.where, options.prefix, options.require)
+    return asked_lines(lines, counts.where, options.prefix, options.require, conversation=_is_live(source, options))
+
+
+def _is_live(source: Path | None, options: Options) -> bool:
+    """Whether somebody waits for each answer before the next line comes."""
+    return options.stream or (source is None and sys.stdin.isatty())
 
 
 def _check_counts(source: Path | None, options: Options) -> None:

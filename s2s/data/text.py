@@ -579,8 +579,8 @@ class OutputFile:
     """A text file that appears whole or not at all.
 
     Use as a context manager. Lines go to a temporary file in the same folder, which takes the name at the end. If the
-    body or the writing fails, the target stays as it was and what was written, if anything, is kept as ``NAME.partial``,
-    named in the error. A pipe or a device, such as /dev/null, is written directly.
+    body or the writing fails, the target stays as it was, and what was written, if anything, is kept as
+    ``NAME.partial``, named in the error. A pipe or a device, such as /dev/null, is written directly.
     """
 
     def __init__(

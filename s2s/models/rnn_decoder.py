@@ -266,6 +266,8 @@ class RNNDecoderSettings(DecoderSettings, Generic[A]):
             raise ValueError("wiring cgru is two GRU cells: it needs cell: gru, layers: 1 and no recurrent_dropout")
         if self.wiring == "gnmt" and self.layers == 1:
             raise ValueError("wiring gnmt is about several layers; with one it is bahdanau")
+        if self.residual and self.layers == 1:
+            raise ValueError("residual is of the layers above the first; set layers to 2 or more, or leave it out")
         if self.size % self.heads:
             raise ValueError(f"heads {self.heads} does not divide size {self.size}")
         if self.heads > 1 and self.attention.refusal_as_head():

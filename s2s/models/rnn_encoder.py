@@ -113,7 +113,9 @@ class RNNEncoderSettings(EncoderSettings):
     """Variational: one mask per sentence on what each layer reads of its own past (Gal & Ghahramani 2016)."""
 
     @model_validator(mode="after")
-    def _halves(self) -> Self:
+    def _fits(self) -> Self:
+        if self.residual and self.layers == 1:
+            raise ValueError("residual is of the layers above the first; set layers to 2 or more, or leave it out")
         if self.bidirectional and self.size % 2:
             raise ValueError(f"size {self.size} is odd, but a bidirectional encoder gives each direction half of it")
         return self

@@ -133,7 +133,8 @@ class ModelSettings(Settings, Generic[E, D]):
     """Dropout wherever a part has no rate of its own."""
     uniform_init: Annotated[float, Field(gt=0.0)] | None = None
     """Draw every matrix from U(-x, x), as Luong 2015 does with 0.1; by default Xavier, embeddings and the output
-    matrix N(0, 1 / width), but N(0, 1 / 64) at least before a recurrent decoder, recurrent parts orthogonal."""
+    matrix N(0, 1 / width), but N(0, 1 / 64) at least before a recurrent decoder, recurrent parts orthogonal. Rows of
+    ConvS2S have lengths that are parameters of their own: there x moves the embeddings alone."""
     encoder: E
     """What reads the source."""
     decoder: D

@@ -49,10 +49,10 @@ class Forbidden:
     def spellings(self, ids: Sequence[int], kept: Sequence[Ids] = ()) -> set[Ids]:
         """The runs of pieces that spell forbidden phrases: where search cannot say these, the phrases are not there.
 
-        A run is all pieces that give a character of the phrase. Where the phrase begins as words do, the piece that ends
-        the word before is in it too, for the same pieces may end another word; a sign or a character of a script
-        without spaces ends none. If the run stands in a phrase of ``kept``, which must be said, the pieces after it, as many as it takes;
-        and where the text ends, those before it.
+        A run is all pieces that give a character of the phrase. Where the phrase begins as words do, the piece that
+        ends the word before is in it too, for the same pieces may end another word; a sign or a character of a script
+        without spaces ends none. If the run stands in a phrase of ``kept``, which must be said, the pieces after it, as
+        many as it takes; and where the text ends, those before it.
         """
         text = self.tokenizer.decode(ids)
         places = list(self.in_text(text))

@@ -49,7 +49,6 @@ from torch.utils.checkpoint import checkpoint
 from s2s.configfile import FilePath
 from s2s.draws import gumbel
 from s2s.interfaces import BOS, NOTHING, PAD, Before, Decoded, Decoder, Memory, Totals
-from s2s.likelihood import log_likelihood
 from s2s.products import more_rows
 from s2s.schedules import Ramp, is_probability, value_at
 from s2s.settings import Settings
@@ -318,13 +317,8 @@ def _rows(model: nn.Module, decoded: Decoded, memory: Memory, real: Tensor) -> R
 
 def _log_likelihoods(decoder: Decoder, decoded: Decoded, memory: Memory, gold: Tensor) -> Tensor:
     """log p (N,) of whole translations ``gold`` (N, T), PAD last, with gradient."""
-    real = gold != PAD
-    if decoded.mixture is not None:
-        found = decoder.logits(decoded, memory, real).gather(1, gold[real].unsqueeze(1))[:, 0]
-    else:
-        output = decoder.output
-        found = log_likelihood(decoder.features(decoded, memory, real), output.weight, output.bias, gold[real])
-    return found.new_zeros(gold.shape).masked_scatter(real, found).sum(1)
+    found = decoder.likelihood(decoded, memory, gold)
+    return found.new_zeros(gold.shape).masked_scatter(gold != PAD, found).sum(1)
 
 
 def _mean(first: Sums, second: Sums, apart: Tensor) -> Sums:

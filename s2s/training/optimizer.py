@@ -217,13 +217,28 @@ class SGD(Optimizer):
     """L2 penalty on matrices."""
 
     def make(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, fused=True)
+        if self.momentum:
+            optimizer.register_step_pre_hook(_with_velocities)
+        return optimizer
 
     @model_validator(mode="after")
     def _leads_somewhere(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov looks ahead along the momentum, which is 0: set momentum, or leave nesterov out")
         return self
+
+
+def _with_velocities(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a step: every parameter without a velocity gets one of zero.
+
+    The fused kernel wants all of them or none, but a part may get its first gradient later than others; and where the
+    scaler of fp16 skips the first step, it leaves the new velocities without values.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class Adadelta(Optimizer):

@@ -591,6 +591,7 @@ class Trainer:
             self.scaler.load_state_dict(scale)
         self.state = state_of(snapshot, where)
         self._saved, self._saved_validation = self.state.update, self.state.validated
+        self.step.set_update(self.state.update)  # a validation that is due reads by the schedules as they stood
 
 
 @contextmanager

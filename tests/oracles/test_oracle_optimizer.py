@@ -131,6 +131,35 @@ def test_two_steps_of_sgd_by_hand() -> None:
     assert stepped(options, [1.0], [0.5, -0.2]) == pytest.approx(1.0 - 0.1 * 0.5 - 0.1 * 0.25, abs=1e-12)
 
 
+def test_momentum_of_a_part_that_gets_its_first_gradient_later() -> None:
+    """As a document's attention does where the first batches have first sentences only."""
+    early, late = nn.Linear(1, 1, bias=False).double(), nn.Linear(1, 1, bias=False).double()
+    optimizer = rule(kind="sgd", lr=0.1, momentum=0.9).build(nn.ModuleList([early, late]))
+    velocities, weights = [0.0, 0.0], [float(part.weight.detach()) for part in (early, late)]
+    for gradients in ([0.5, None], [-0.2, 0.3], [0.1, None], [0.4, -0.6]):
+        for place, (part, gradient) in enumerate(zip((early, late), gradients, strict=True)):
+            part.weight.grad = None if gradient is None else torch.full((1, 1), gradient, dtype=torch.float64)
+            if gradient is not None:
+                velocities[place] = 0.9 * velocities[place] + gradient
+                weights[place] -= 0.1 * velocities[place]
+        optimizer.step()
+        assert [float(part.weight.detach()) for part in (early, late)] == pytest.approx(weights, abs=1e-12)
+
+
+def test_a_first_step_that_the_scaler_skips_leaves_no_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What memory held before must not be taken for it."""
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: torch.full_like(tensor, 7.0))
+    layer = nn.Linear(3, 2)
+    before = [parameter.detach().clone() for parameter in layer.parameters()]
+    optimizer = rule(kind="sgd", lr=0.1, momentum=0.9).build(layer)
+    for infinite in (1.0, 0.0):
+        optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.tensor(infinite)  # type: ignore[attr-defined]
+        for parameter in layer.parameters():
+            parameter.grad = torch.full_like(parameter, torch.inf if infinite else 0.0)
+        optimizer.step()
+        assert all(map(torch.equal, before, layer.parameters()))
+
+
 def test_nesterov_takes_the_gradient_where_momentum_leads() -> None:
     """Sutskever et al. 2013, equations 3 and 4, on (w - 3)^2; ours holds the point that the gradient is taken at."""
 

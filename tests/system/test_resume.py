@@ -107,6 +107,30 @@ def test_a_validation_at_the_end_is_not_done_again(
     assert once in records(run)
 
 
+@pytest.mark.fault("R3")
+def test_a_validation_that_was_interrupted_reads_by_the_schedules_of_its_update(
+    project: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variance of the gradient hangs on the temperature, which is a function of the update."""
+    gumbel = "{kind: hard, estimator: {kind: gumbel, temperature: {start: 4.0, end: 0.5, updates: 4}}}"
+    settings = (f"model.decoder.attention={gumbel}", "training.validate_every=4", "training.max_updates=4")
+    original = Trainer._update
+
+    def interrupted(trainer: Trainer) -> None:
+        original(trainer)
+        trainer.signals.stop = signal.SIGTERM if trainer.state.update == 4 else None
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_update", interrupted)
+        assert cli(*train_arguments(project, tmp_path / "parts", *settings)).code == 128 + signal.SIGTERM
+    for run in ("parts", "whole"):
+        assert cli(*train_arguments(project, tmp_path / run, *settings)).code == 0
+    parts, whole = (
+        [line["valid"] for line in records(tmp_path / run) if "valid" in line] for run in ("parts", "whole")
+    )
+    assert parts == whole and whole[-1]["attention"]["gradient_variance"] > 0
+
+
 def test_what_was_loaded_is_let_go(project: Path, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that goes on does not keep the weights that it began with beside its own."""
     kept: list[int] = []

@@ -477,7 +477,11 @@ def test_formats_say_the_same(finished: Path, cli: Cli) -> None:
         (["--ensemble", "log"], ["--ensemble", "give --model more than once"]),
         (["--format", "xml"], ["--format", "xml"]),
         (["--n-best", "0", "--format", "tsv"], ["--n-best"]),
-        (["--n-best", "3", "--format", "tsv"], ["3", "beam", "2"]),
+        (["--n-best", "3", "--format", "tsv"], ["--n-best: 3 translations of a line", "search.beam is 2", "--beam 3"]),
+        (
+            ["--require", "x", "--beam", "1", "--search", "sampling={top_k: 5}"],
+            ["--require: required phrases need a beam"],
+        ),
         (["--long-lines", "skip"], ["--long-lines", "skip"]),
         (["--device", "abacus"], ["--device", "abacus"]),
         (["--batch-tokens", "0"], ["--batch-tokens"]),
@@ -489,7 +493,7 @@ def test_formats_say_the_same(finished: Path, cli: Cli) -> None:
     ],
 )
 def test_options_that_make_no_sense(finished: Path, cli: Cli, arguments: list[str], words: list[str]) -> None:
-    outcome = cli("translate", "--model", finished, *arguments, stdin=b"The man.\n")
+    outcome = cli("translate", "--model", finished, *arguments, stdin=b"\n")  # even where nothing would be searched
     assert_error(outcome, 2, *words)
     assert outcome.out == b""
 

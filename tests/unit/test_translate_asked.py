@@ -49,6 +49,19 @@ def test_no_line_is_taken_before_it_is_asked_for(tmp_path: Path) -> None:
     assert next(lines) == Line("a", "x", ("x",))
 
 
+@pytest.mark.parametrize("option", ["prefix", "require"])
+def test_in_a_conversation_no_line_is_waited_for_to_be_counted(tmp_path: Path, option: str) -> None:
+    def typed() -> Iterator[str]:
+        yield from ("a", "b")
+        raise AssertionError("who types it waits for the answer to b")
+
+    path = write(tmp_path / option, "x\n")
+    lines = asked_lines(typed(), "in", **{option: path}, conversation=True)
+    next(lines)
+    with pytest.raises(DataError, match=rf"in: has more lines than {path}, which has 1"):
+        next(lines)
+
+
 def test_phrases(tmp_path: Path) -> None:
     assert read_phrases(write(tmp_path / "forbid", "\ufeffder  Hund\n\n \nKo\u0308nig")) == ["der Hund", "König"]
     assert read_phrases(write(tmp_path / "forbid", "")) == []
