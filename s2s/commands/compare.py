@@ -29,6 +29,7 @@ from s2s.commands.comparison_settings import (
     Cell,
     ComparisonSettings,
     baseline_of,
+    began_elsewhere,
     cells_of,
     contents,
     fingerprint,
@@ -101,8 +102,7 @@ def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSetting
         for name, (value, setting) in given.items():
             if value is not None:
                 raise UsageError(name, "goes with runs", f"write {setting} into {what[0]}")
-        settings, asked = read_settings(what[0]), what[0].read_text(encoding="utf-8-sig")
-        return (settings.model_copy(update={"baseline": options.baseline}) if options.baseline else settings), asked
+        return read_settings(what[0]), what[0].read_text(encoding="utf-8-sig")
     for path in what:
         if not path.is_dir():
             raise UsageError(path, "is not a directory", "give one YAML file, or the directories of runs")
@@ -117,7 +117,7 @@ def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSetting
     if options.language is not None and not re.fullmatch("[a-z]{2,3}", options.language):
         raise UsageError("--language", f"{options.language!r} is no language", "give two letters or three, such as ja")
     runs = tuple(str(path) for path in what)
-    settings = ComparisonSettings(runs=runs, baseline=options.baseline, test=test)
+    settings = ComparisonSettings(runs=runs, test=test)
     if options.language is not None:
         settings = settings.model_copy(update={"language": options.language})
     return settings, f"s2s compare {' '.join(runs)}"
@@ -129,7 +129,7 @@ class Comparison:
     def __init__(self, settings: ComparisonSettings, output: Path, options: Options, asked: str) -> None:
         self.settings, self.output, self.options, self.asked = settings, output, options, asked
         self.cells = cells_of(settings, output)
-        self.baseline = baseline_of(settings, self.cells)
+        self.baseline = baseline_of(settings, self.cells, options.baseline)
         self.test = measured_on(settings, self.cells)
         self.rows = Path(settings.rows or output / "rows")
         self.details = Path(settings.details or output / "details")
@@ -217,8 +217,10 @@ class Comparison:
         row = read_row(self.files(cell).row, cell.system, cell.seed)
         if row is None:
             return "not finished" if cell.run.is_dir() else _NOT_YET
-        stale = "made_from" in row and row["made_from"] != self.made_from(cell)
-        return "has a row of other settings or texts" if stale else None
+        if "made_from" in row and row["made_from"] != self.made_from(cell):
+            return "has a row of other settings or texts"
+        changed = began_elsewhere(cell, row.get("began_from", {}))
+        return None if changed is None else f"has a row from before {changed} was trained anew"
 
     # --- what was found -----------------------------------------------------------------------------------------------
 

@@ -99,6 +99,7 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
         "exact": statistics.fmean(line == other for line, other in zip(lines, right, strict=True)),
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         **_training(run, trained),
+        **_origins(run),
         "sentences_per_second": len(pairs) / seconds,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
@@ -145,6 +146,18 @@ def _training(run: Path, trained: Trained) -> Row:
         "best_update": trained.update,
         "peak_memory_bytes": read_peak(run),
     }
+
+
+def _origins(run: Path) -> Row:
+    """The weights that a training began from and learned from, where it did, by their hashes; see `began_elsewhere`."""
+    state = load_model(run, "best", warn).snapshot.state
+    teacher = state.get("teacher")
+    found = {
+        "init_from": state.get("init_from"),
+        "teacher": teacher.get("sha256") if isinstance(teacher, dict) else None,
+    }
+    known = {setting: sha256 for setting, sha256 in found.items() if sha256 is not None}
+    return {"began_from": known} if known else {}
 
 
 def _attention(trained: Trained, pairs: Sequence[tuple[str, str]], links: Path | None) -> Row:

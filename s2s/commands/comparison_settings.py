@@ -13,21 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
 from s2s import config as configuration
 from s2s import configfile
 from s2s.checkpoint import replace_file
+from s2s.commands.train import MAY_CHANGE, resolved
 from s2s.config import Config
 from s2s.configfile import FilePath, NewPath
 from s2s.data.prepare import DataSettings, PairFiles
-from s2s.errors import ConfigError, UsageError
+from s2s.errors import CheckpointError, ConfigError, UsageError
 from s2s.evaluation import MetricName
 from s2s.evaluation.bands import LENGTHS, Bands
 from s2s.evaluation.significance import SAMPLES, SEED
-from s2s.run import Run, run_of
+from s2s.run import Run, best_weights, run_of
 from s2s.settings import Settings
 
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -171,18 +172,26 @@ def cells_of(settings: ComparisonSettings, output: Path) -> list[Cell]:
     trained = [_cell(system, seed, firsts.get(system.name), output) for seed in settings.seeds for system in systems]
     found = [*trained, *_given(settings.runs)]
     for place, cell in enumerate(found):
-        if cell.name in [other.name for other in found[:place]]:
+        twin = next((other for other in found[:place] if other.name == cell.name), None)
+        if twin is not None and cell.recipe is not None:
+            what = f"{twin.system} and {cell.system} have files of one name, {cell.name}"
+            raise ConfigError("axes", what, "rename a choice")
+        if twin is not None:
             raise ConfigError("runs", f"there are two called {cell.name}", "give one of them, or rename it")
     return found
 
 
-def baseline_of(settings: ComparisonSettings, cells: Sequence[Cell]) -> str:
-    """The name of the baseline. Raises ConfigError where there is no such system."""
+def baseline_of(settings: ComparisonSettings, cells: Sequence[Cell], asked: str | None = None) -> str:
+    """The name of the baseline: the one ``asked`` for, or that of the settings, which others start like in any case.
+
+    Raises ConfigError where there is no such system.
+    """
     names = list(dict.fromkeys(cell.system for cell in cells))
-    if settings.baseline is not None and settings.baseline not in names:
-        close = configfile.did_you_mean(settings.baseline, names)
-        raise ConfigError("baseline", f"there is no system {settings.baseline}{close}", f"they are {', '.join(names)}")
-    return settings.baseline or names[0]
+    for name in (settings.baseline, asked):
+        if name is not None and name not in names:
+            close = configfile.did_you_mean(name, names)
+            raise ConfigError("baseline", f"there is no system {name}{close}", f"they are {', '.join(names)}")
+    return asked or settings.baseline or names[0]
 
 
 def measured_on(settings: ComparisonSettings, cells: Sequence[Cell]) -> PairFiles:
@@ -207,22 +216,25 @@ def contents(files: PairFiles) -> dict[str, str]:
 def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str]) -> str:
     """What a row follows from: settings but for names of files, the contents of those, and what is measured.
 
-    Settings that have their default do not count, so that a row stays good when s2s gets more settings.
+    Settings that have their default do not count, so that a row stays good when s2s gets more settings. Runs that a
+    training begins from or learns from count by their names; see `began_elsewhere`.
     """
-    data = cell.config.data
+    data, teacher = cell.config.data, cell.config.objective.teacher
     corpora = [
         contents(files) for files in (*data.corpora, data.valid) if files is not None and cell.recipe is not None
     ]
     trained = {
         "config": cell.config.model_dump(
-            mode="json", exclude_defaults=True, exclude={"data", "init_like", "init_from"}
+            mode="json",
+            exclude_defaults=True,
+            exclude={"data": True, "init_like": True, "init_from": True, "objective": {"teacher": {"run"}}},
         ),
         "limits": data.model_dump(mode="json", include={"max_length", "invalid_utf8"}) | _mixing(data),
         "corpora": corpora,
         "first": None if cell.first is None else _start(cell.first.config),
         "from": cell.config.init_from and Path(cell.config.init_from).name,
         "run": None if cell.recipe is not None else run_of(cell.run).identity(),
-    }
+    } | ({} if teacher is None else {"teacher": Path(teacher.run).name})
     language = [settings.language] if settings.language != "de" else []
     return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown, *language])
 
@@ -237,27 +249,48 @@ def _mixing(data: DataSettings) -> dict[str, object]:
     return filters
 
 
-_FILES = {"data", "init_like", "init_from"}
-"""Settings that name files; what is in these is what counts."""
+def began_elsewhere(cell: Cell, weights: Mapping[str, str]) -> Path | None:
+    """The run that a cell begins from or learns from, where it has other ``weights`` now than a row of the cell says.
+
+    ``weights``: SHA-256 by setting, as `began_from` gives it. A run that is not there any more is as it was.
+    """
+    teacher = cell.config.objective.teacher
+    named = {"init_from": cell.config.init_from, "teacher": None if teacher is None else teacher.run}
+    for setting, run in named.items():
+        if run is not None and setting in weights and _weights(Path(run)) not in (None, weights[setting]):
+            return Path(run)
+    return None
+
+
+@cache
+def _weights(run: Path) -> str | None:
+    try:
+        return best_weights(run)[1]
+    except CheckpointError:
+        return None
 
 
 def require_same_training(cell: Cell) -> None:
-    """Raises ConfigError where the run of a cell was begun under settings that train lets pass but that decide."""
+    """Raises ConfigError where the run of a cell was begun under settings that make it another training.
+
+    Those of which `s2s train` compares the contents, or knows more than their names, are left to it.
+    """
     if cell.recipe is None or not (run := Run(cell.run)).config.is_file():
         return
-    before, now = (one.model_dump(mode="json") for one in (configuration.load(run.config), cell.config))
+    before, now = (one.model_dump(mode="json") for one in (configuration.load(run.config), resolved(cell.config)))
     for key, old, new in configfile.differences(before, now):
         moved = key == "init_like" and old and new and Path(str(old)).name == Path(str(new)).name
-        if key in _DECISIVE and not moved:
+        if (key.startswith(_DECISIVE) and not moved) or not key.startswith(MAY_CHANGE):
             what = f"was trained under other settings: {key}: {old} -> {new}"
             raise ConfigError(cell.run, what, "restore them, give another --output, or remove that run")
 
 
 _DECISIVE = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience",
-    "training.skip_nonfinite", "init_like",
+    "training.skip_nonfinite", "training.precision", "training.compile", "search", "init_like",
 )  # fmt: skip
-"""Settings that a training may go on under when they have changed, but that make it another one."""
+"""Settings that a training may go on under when they have changed, but that make it another one; by those of search
+validation chose its best."""
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------
@@ -313,7 +346,10 @@ def _config(system: _System, more: Sequence[str]) -> Config:
     try:
         return configuration.load(system.recipe, [*system.overrides, *more])
     except ConfigError as error:
-        problems = tuple(f"{system.name}: {problem}" for problem in error.problems)
+        given = f"{configfile.Place()}: "  # where there is no file
+        problems = tuple(
+            f"{system.name}: {problem.replace(given, 'overrides and axes: ', 1)}" for problem in error.problems
+        )
         raise ConfigError("", problems[0], problems=problems) from error
 
 
@@ -344,12 +380,16 @@ def _system_of(run: Path, seed: int) -> str:
     return name.removesuffix(f"-{seed}") or name
 
 
+_OF_A_SEED: Any = {
+    "data": True, "seed": True, "init_like": True, "init_from": True, "objective": {"teacher": {"run"}}
+}  # fmt: skip
+"""What seeds of one system may differ in: each may have a first stage, or a teacher, of its own seed."""
+
+
 def _check_siblings(cell: Cell, siblings: Sequence[Cell]) -> None:
     """Seeds of one system differ in nothing but the seed and where the files were."""
     for other in siblings:
-        before, now = (
-            one.config.model_dump(mode="json", exclude={"data", "seed", "init_like"}) for one in (other, cell)
-        )
+        before, now = (one.config.model_dump(mode="json", exclude=_OF_A_SEED) for one in (other, cell))
         changed = configfile.differences(before, now)
         if changed:
             key, old, new = changed[0]

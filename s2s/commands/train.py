@@ -51,6 +51,7 @@ from s2s.training.trainer import (
     Trainer,
     Validation,
     check_compiler,
+    limit_met,
     own_tensors,
     resolve_device,
     resolve_precision,
@@ -59,7 +60,7 @@ from s2s.training.trainer import (
 from s2s.training.view import Kind, Sample, view_of
 from s2s.tree import map_tree
 
-_HARMLESS = (
+_EXACT = (
     "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
     "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
     "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "training.checkpoint_activations", "search",
@@ -70,6 +71,8 @@ _HARMLESS = (
 name."""
 _INEXACT = ("training.precision", "training.device", "training.compile")
 """Settings that may change, but then the run is no longer what an undisturbed one would have been."""
+MAY_CHANGE = (*_EXACT, *_INEXACT, "data.train", "init_from")
+"""Settings that may change, of some of them their contents may not."""
 
 
 def train(
@@ -192,7 +195,8 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         say(f"continuing from {loaded.path} (update {loaded.step})")
     resumed, loaded = loaded is not None, None  # a training needs no second copy of its weights
     if world.first:
-        run.write_config(config)
+        if not resumed or limit_met(trainer.state, training) is None:  # else all of it was trained by what stands there
+            run.write_config(config)
         metrics.truncate_after(trainer.state.update, trainer.state.validated)
     before = trainer.state.update
     try:
@@ -325,7 +329,7 @@ def _compare_settings(state: dict[str, Any], config: Config) -> None:
             kind = config.optimizer.schedule.kind
             warn(f"{key}: {old} -> {new}: schedule {kind} is stretched to the last update, so the rate leaps here")
         elif (
-            key.startswith(_HARMLESS)
+            key.startswith(_EXACT)
             or (key == "data.train" and _unnamed(old) == _unnamed(new))
             or (key == "init_from" and _is_of(new, state.get("init_from")))
         ):

@@ -206,6 +206,14 @@ def test_without_training_the_page_is_of_what_is_there(copy: Path, grids: Path, 
     assert "warning: none-2: not finished" in found.err
 
 
+def test_another_baseline_makes_no_training_another(copy: Path, grids: Path, cli: Cli) -> None:
+    """Systems go on starting like the one that the file names."""
+    found = cli("compare", grids / "grid.yaml", "-o", copy, "--no-train", "--baseline", "none")
+    assert found.code == 0 and "not yet run" not in (copy / "comparison.md").read_text()
+    result = json.loads((copy / "comparison.json").read_text())
+    assert result["baseline"] == "none" and result["unfinished"] == []
+
+
 def test_rows_of_other_settings_are_not_mixed_in(copy: Path, grids: Path, cli: Cli) -> None:
     """Another limit of training is another training: refused, named, and in no table; the others stay."""
     (grids / "longer.yaml").write_text(GRID.replace("max_updates=6", "max_updates=7"))

@@ -82,6 +82,13 @@ def test_the_end_is_the_end(project: Path, run: Path, cli: Cli) -> None:
     assert {path: changed(path) for path in run.rglob("*") if path.is_file() and path.name != "LOCK"} == before
 
 
+def test_settings_that_nothing_was_trained_with_are_not_kept(project: Path, run: Path, cli: Cli) -> None:
+    """What a run says it was is what made its weights."""
+    before = (run / "config.yaml").read_bytes()
+    assert cli(*train_arguments(project, run, "training.precision=bf16", "search.beam=7")).code == 0
+    assert (run / "config.yaml").read_bytes() == before
+
+
 @pytest.mark.fault("R3")
 def test_a_validation_at_the_end_is_not_done_again(
     project: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch

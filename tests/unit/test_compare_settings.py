@@ -8,18 +8,23 @@ import pytest
 import yaml
 
 from s2s import config as configuration
+from s2s.commands import comparison_settings
 from s2s.commands.comparison_settings import (
     ComparisonSettings,
     _digest,
     baseline_of,
+    began_elsewhere,
     cells_of,
     contents,
     fingerprint,
     measured_on,
     read_settings,
+    require_same_training,
 )
+from s2s.commands.train import resolved
 from s2s.data.prepare import PairFiles
 from s2s.errors import ConfigError
+from s2s.run import Run
 
 RECIPE = """\
 data:
@@ -105,7 +110,9 @@ def test_what_makes_no_sense_is_refused(folder: Path, settings: dict[str, object
 
 def test_a_wrong_override_names_the_system(folder: Path) -> None:
     settings = grid(folder, axes={"size": {"odd": ["model.encoder.sise=3"]}})
-    with pytest.raises(ConfigError, match=r"a odd: command line: model\.encoder\.sise is not a setting; did you mean"):
+    with pytest.raises(
+        ConfigError, match=r"a odd: overrides and axes: model\.encoder\.sise is not a setting; did you mean"
+    ):
         cells_of(settings, folder / "out")
 
 
@@ -115,6 +122,17 @@ def test_the_baseline_is_one_of_the_systems(folder: Path) -> None:
     assert baseline_of(settings, cells) == "a"
     with pytest.raises(ConfigError, match="there is no system bb; did you mean b\\?; they are a, b"):
         baseline_of(settings.model_copy(update={"baseline": "bb"}), cells)
+    assert baseline_of(settings, cells, "b") == "b"
+    with pytest.raises(ConfigError, match="there is no system c; they are a, b"):
+        baseline_of(settings, cells, "c")
+
+
+def test_systems_whose_files_would_have_one_name_are_refused(folder: Path) -> None:
+    axes = {"one": {"x": [], "x-y": []}, "other": {"y-z": [], "z": []}}
+    with pytest.raises(
+        ConfigError, match="axes: a x y-z and a x-y z have files of one name, a-x-y-z-1; rename a choice"
+    ):
+        cells_of(grid(folder, recipes=["a.yaml"], axes=axes), folder / "out")
 
 
 def test_the_test_set_is_one(folder: Path) -> None:
@@ -162,6 +180,64 @@ def test_what_a_row_is_made_from(folder: Path) -> None:
     assert made() not in seen
     (folder / "test.de").write_text("test de\n")
     assert made() == first
+
+
+STAGES = ["init_from=runs/first-1", "objective.teacher={run: runs/large-1}"]
+
+
+def test_a_row_is_of_other_runs_where_those_were_trained_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where they stand, but what is in them, and a run that is gone is as it was."""
+    weights = {"first-1": "aa", "large-1": "bb"}
+    monkeypatch.setattr(comparison_settings, "_weights", lambda run: weights.get(run.name))
+    settings = grid(folder, overrides=STAGES)
+    cell = cells_of(settings, folder / "out")[1]
+    moved = grid(folder, overrides=[change.replace("runs/", "elsewhere/") for change in STAGES])
+    made = [
+        fingerprint(cells_of(one, folder / "out")[1], one, contents(measured_on(one, [cell])))
+        for one in (settings, moved)
+    ]
+    assert made[0] == made[1]
+    row = {"init_from": "aa", "teacher": "bb"}
+    assert began_elsewhere(cell, row) is None and began_elsewhere(cell, {}) is None
+    for setting, run in (("init_from", "first-1"), ("teacher", "large-1")):
+        changed = began_elsewhere(cell, row | {setting: "cc"})
+        assert changed is not None and changed.name == run
+    weights.clear()
+    assert began_elsewhere(cell, row | {"teacher": "cc"}) is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "training.precision=bf16", "search.beam=3", "model.embedding=6", "training.max_updates=7", "training.max_epochs=9",
+        "model.dropout=0.3", "objective.label_smoothing=0.2", "batches.tokens=77",
+    ],
+)  # fmt: skip
+def test_a_run_that_was_begun_under_other_settings_is_not_taken_for_these(folder: Path, change: str) -> None:
+    """Also where training would let them pass: then a row would tell of what was never trained."""
+    settings = grid(folder, overrides=["training.precision=float32"])
+    (cell, _) = cells_of(settings.model_copy(update={"seeds": (1,)}), folder / "out")
+    cell.run.mkdir(parents=True)
+    Run(cell.run).write_config(resolved(cell.config))
+    require_same_training(cell)
+    (changed, _) = cells_of(grid(folder, overrides=["training.precision=float32", change], seeds=[1]), folder / "out")
+    with pytest.raises(ConfigError, match=rf"was trained under other settings: {change.split('=')[0]}: .* --output"):
+        require_same_training(changed)
+    (quiet, _) = cells_of(
+        grid(folder, overrides=["training.precision=float32", "training.log_every=7"], seeds=[1]), folder / "out"
+    )
+    require_same_training(quiet)
+
+
+def test_seeds_of_a_system_may_have_first_stages_of_their_own(folder: Path) -> None:
+    runs = []
+    for seed in (1, 2):
+        stages = [change.replace("-1", f"-{seed}") for change in STAGES]
+        runs.append(folder / f"two-{seed}")
+        runs[-1].mkdir()
+        Run(runs[-1]).write_config(configuration.load(folder / "a.yaml", [*stages, f"seed={seed}"]))
+    settings = ComparisonSettings(runs=tuple(map(str, runs)))
+    assert [(cell.system, cell.seed) for cell in cells_of(settings, folder / "out")] == [("two", 1), ("two", 2)]
 
 
 def test_a_file_that_is_missing_is_named(folder: Path) -> None:
