@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -11,6 +12,19 @@ ROOT = Path(__file__).resolve().parent.parent
 def s2s(*arguments: str) -> list[str]:
     """A command of s2s, to be run as a process."""
     return [sys.executable, "-m", "s2s", *arguments]
+
+
+PEAK = ROOT / "scripts" / "bench" / "peak.py"
+
+
+def noting_peak(file: Path, command: Sequence[str]) -> list[str]:
+    """The same command, which leaves the peak of its resident memory in a file; see scripts/bench/peak.py."""
+    return [sys.executable, "-I", "-S", str(PEAK), str(file), *command]
+
+
+def peak_in(file: Path) -> float:
+    """What it left there, in MiB."""
+    return int(file.read_text()) / 1024
 
 
 def with_table(text: str, name: str, table: str) -> str:

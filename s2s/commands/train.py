@@ -27,7 +27,7 @@ from s2s.data.prepare import Prepared, prepare
 from s2s.data.shards import Corpus
 from s2s.data.tokenizer import Tokenizers
 from s2s.distributed import World
-from s2s.errors import CheckpointError, ConfigError, DataError
+from s2s.errors import CheckpointError, ConfigError, DataError, UsageError
 from s2s.evaluation import score_all
 from s2s.interfaces import Attention
 from s2s.machine import keep_few_kernels, use_huge_pages
@@ -99,7 +99,8 @@ def train(
             def opened() -> str:
                 again = world.noted("opened")  # then what was asked for at the start has happened
                 how = (resume == "auto" or again, overwrite and not again)
-                run.check(*how)
+                if run.check(*how) and how[1]:
+                    _require_ready(config, run)
                 run.path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(RunLock(run.path))
                 identity = run.open(*how)
@@ -109,6 +110,24 @@ def train(
             signals = held.enter_context(Signals(config.training.usr1 == "exit"))
             _train(config, run, world.once(opened), signals, world, progress)
         world.end()
+
+
+def _require_ready(config: Config, run: Run) -> None:
+    """Raises what a new training would end with at once: the run in its place is deleted only for one that begins.
+
+    UsageError where it would read what is deleted.
+    """
+    configuration.check_parts(config)
+    for key, file in configfile.files(config):
+        if Path(file).resolve().is_relative_to(run.path.resolve()):
+            what = f"would delete {file}, which {configfile.dotted(key)} names"
+            raise UsageError("--overwrite", what, "use a new --run-dir")
+        if not Path(file).exists():
+            raise DataError(file, "no such file", f"nothing was overwritten; {configfile.dotted(key)} names it")
+    teacher = config.objective.teacher
+    for path in (config.init_from, None if teacher is None else teacher.run):
+        if path is not None:
+            best_weights(Path(path))
 
 
 def _voice(world: World, progress: Kind) -> AbstractContextManager[None]:

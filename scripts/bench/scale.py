@@ -51,7 +51,7 @@ from s2s.run import build_model
 from s2s.training.supply import Supply
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from shared import ROOT, s2s
+from shared import ROOT, noting_peak, peak_in, s2s
 
 RESULTS = DOCS / "results" / "scale"
 WIDTHS, BATCHES, PROCESSES = (128, 256, 512), (512, 1024, 2048), (1, 2)
@@ -100,20 +100,19 @@ def together(command: list[str], processes: int, threads: int) -> float:
     usual = os.environ | {"OMP_NUM_THREADS": str(threads)}
     launched = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
     WORK.mkdir(parents=True, exist_ok=True)
+    peaks = [WORK / f"scale-peak-{rank}" for rank in range(processes)]
     with (WORK / "scale-errors").open("w+") as errors:
         started = [
-            subprocess.Popen(command, stderr=errors, cwd=ROOT, env=usual | launched | {"RANK": str(rank)})
-            for rank in range(processes)
+            subprocess.Popen(
+                noting_peak(peak, command), stderr=errors, cwd=ROOT, env=usual | launched | {"RANK": str(rank)}
+            )
+            for rank, peak in enumerate(peaks)
         ]
-        peaks = []
-        for process in started:
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            peaks.append(usage.ru_maxrss / 1024)
-        if any(process.returncode for process in started):
+        codes = [process.wait() for process in started]
+        if any(codes):
             errors.seek(0)
             sys.exit(f"{' '.join(command)} failed:\n{errors.read()[-2000:]}")
-    return max(peaks)
+    return max(map(peak_in, peaks))
 
 
 def trained(config: Path, settings: list[str], updates: int, processes: int, threads: int) -> Row:

@@ -48,7 +48,7 @@ from s2s.progress import say
 from s2s.training.trainer import resolve_precision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from shared import ROOT, s2s
+from shared import ROOT, noting_peak, peak_in, s2s
 
 CONFIGS, RECIPES, MULTI30K = ROOT / "configs" / "bench", ROOT / "configs" / "multi30k", ROOT / "data" / "multi30k"
 DOCS = ROOT / "docs"
@@ -79,13 +79,12 @@ def alone(command: list[str], threads: int) -> tuple[str, str, float]:
     (WORK / "logs").mkdir(parents=True, exist_ok=True)
     out, err = WORK / "logs" / "out", WORK / "logs" / "err"
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    measured = noting_peak(WORK / "logs" / "peak", command)
     with out.open("w") as stdout, err.open("w") as stderr:
-        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env=environment, cwd=ROOT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{err.read_text()[-2000:]}")
-    return out.read_text(), err.read_text(), usage.ru_maxrss / 1024
+        code = subprocess.run(measured, stdout=stdout, stderr=stderr, env=environment, cwd=ROOT, check=False).returncode
+    if code:
+        sys.exit(f"{' '.join(command)} ended with {code}:\n{err.read_text()[-2000:]}")
+    return out.read_text(), err.read_text(), peak_in(WORK / "logs" / "peak")
 
 
 def of_updates(updates: int, *more: str) -> list[str]:

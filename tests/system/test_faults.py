@@ -112,6 +112,28 @@ def test_a_run_is_not_started_again_unasked(project: Path, run: Path, cli: Cli) 
     assert steps(run) == [2]
 
 
+@pytest.mark.parametrize(
+    ("setting", "code", "words"),
+    [
+        ("data.train.source=none.en", 3, ["none.en: no such file", "nothing was overwritten"]),
+        ("init_from=RUN", 2, ["--overwrite: would delete", "which init_from names", "--run-dir"]),
+        ("objective.teacher={run: RUN/checkpoints}", 2, ["--overwrite: would delete", "objective.teacher.run names"]),
+        ("init_from=empty", 4, ["empty", "no checkpoint"]),
+        ("model.encoder.layers=0", 2, ["model.encoder.layers"]),
+        ("training.frozen=[attic]", 2, ["attic"]),
+    ],
+)
+def test_a_run_is_not_deleted_for_one_that_cannot_begin(
+    project: Path, run: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, setting: str, code: int, words: list[str]
+) -> None:
+    (project / "empty").mkdir(exist_ok=True)
+    monkeypatch.chdir(project)
+    before = digests(run)
+    outcome = cli(*train_arguments(project, run, setting.replace("RUN", str(run)), "--overwrite"))
+    assert_error(outcome, code, *words)
+    assert digests(run) == before and (run / "metrics.jsonl").is_file()
+
+
 # --- exit codes and the form of messages (4.1) ------------------------------------------------------------------------
 
 RELIABILITY = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"

@@ -209,8 +209,8 @@ def test_a_row_is_of_other_runs_where_those_were_trained_anew(folder: Path, monk
 @pytest.mark.parametrize(
     "change",
     [
-        "training.precision=bf16", "search.beam=3", "model.embedding=6", "training.max_updates=7", "training.max_epochs=9",
-        "model.dropout=0.3", "objective.label_smoothing=0.2", "batches.tokens=77",
+        "training.precision=bf16", "search.beam=3", "model.embedding=6", "training.max_updates=7",
+        "training.max_epochs=9", "model.dropout=0.3", "objective.label_smoothing=0.2", "batches.tokens=77",
     ],
 )  # fmt: skip
 def test_a_run_that_was_begun_under_other_settings_is_not_taken_for_these(folder: Path, change: str) -> None:
