@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from s2s import __version__
-from s2s.errors import ConfigError, S2SError, UsageError, refusal
+from s2s.errors import ConfigError, S2SError, UsageError, is_out_of_memory, out_of_memory, refusal
 from s2s.machine import keep_freed_memory
 from s2s.progress import say
 
@@ -564,6 +564,8 @@ def run(arguments: list[str] | None = None) -> int:
         if hasattr(error, "format_message"):  # what the command line parser raises for a wrong command
             say(f"s2s: error: {error.format_message().removesuffix('.')}{_usage(getattr(error, 'ctx', None))}")
             return 2
+        if is_out_of_memory(error):
+            return _fail(out_of_memory())
         traceback.print_exc()
         say("s2s: this is a bug in s2s; please report it with the lines above")
         return 1

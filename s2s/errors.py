@@ -78,6 +78,19 @@ def refusal(error: OSError) -> SystemRefused:
     return SystemRefused(error.filename or "", error.strerror or str(error))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the system, or a GPU, had no more memory; torch says so in several ways."""
+    words = ("out of memory", "can't allocate memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def out_of_memory(where: object = "", what: str = "out of memory", todo: str = "") -> SystemRefused:
+    """What to say then."""
+    return SystemRefused(where, what, todo or "lower search.batch_tokens or batches.tokens, or use a smaller model")
+
+
 class RunInUse(S2SError):
     """Another process holds the run directory."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from s2s.data.parallel import require_equal_lines
-from s2s.data.text import TextCounts, normalise, read_lines, read_raw_lines
+from s2s.data.text import CONVERT, TextCounts, normalise, read_lines, read_raw_lines
 from s2s.errors import DataError
 from s2s.search.translate import Line
 
@@ -30,7 +30,7 @@ def asked_lines(
     """
     asked: Iterable[Line] = (Line(text or "") for text in lines)
     if prefix is not None:
-        beginnings = read_lines(prefix, counts=TextCounts(), allow_pipe=True)
+        beginnings = read_lines(prefix, counts=TextCounts(), remedy=CONVERT, allow_pipe=True)
         pairs = _beside(asked, beginnings, where, prefix, conversation)
         asked = (line._replace(prefix=text or "") for line, text in pairs)
     if require is not None:
@@ -41,7 +41,7 @@ def asked_lines(
 
 def read_phrases(path: Path) -> list[str]:
     """The phrases of a file, normalised, one a line; blank lines are none. Raises DataError."""
-    return [line for line in read_lines(path, counts=TextCounts(), allow_pipe=True) if line]
+    return [line for line in read_lines(path, counts=TextCounts(), remedy=CONVERT, allow_pipe=True) if line]
 
 
 def read_dictionary(path: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from s2s.analysis.figure import figure
 from s2s.analysis.heatmap import HeatMap, heat_maps_svg
 from s2s.checkpoint import replace_file
 from s2s.commands.models import load, require_models
-from s2s.data.text import Invalid, OutputFile, TextCounts, read_lines, read_stream
+from s2s.data.text import NOT_STRICT, Invalid, OutputFile, TextCounts, read_lines, read_stream
 from s2s.errors import CheckpointError, DataError, UsageError
 from s2s.interfaces import EOS
 from s2s.progress import say, warn
@@ -86,16 +86,20 @@ def _pair(source: Path | None, options: Options) -> Pair:
     counts = TextCounts(where="standard input" if source is None else str(source))
     invalid: Invalid = "error" if options.strict else "replace"
     if source is not None:
-        lines: Iterable[str | None] = read_lines(source, counts=counts, invalid=invalid, allow_pipe=True)
+        lines: Iterable[str | None] = read_lines(
+            source, counts=counts, invalid=invalid, remedy=NOT_STRICT, allow_pipe=True
+        )
     elif sys.stdin is not None:
-        lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid)
+        lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid, remedy=NOT_STRICT)
     else:
         raise UsageError("standard input", "no input", "give a file")
     *before, text = _until(lines, counts.where, options.line)
     if options.target is None:
+        for warning in counts.warnings():
+            warn(warning)
         return Pair(text, None, before)
     beside = TextCounts(where=str(options.target))
-    given = read_lines(options.target, counts=beside, invalid=invalid, allow_pipe=True)
+    given = read_lines(options.target, counts=beside, invalid=invalid, remedy=NOT_STRICT, allow_pipe=True)
     for warning in (*counts.warnings(), *beside.warnings()):
         warn(warning)
     return Pair(text, _until(given, beside.where, options.line)[-1], before)

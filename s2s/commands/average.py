@@ -30,12 +30,16 @@ def average_checkpoints(source: Path, output: Path, last: int | None = None, bes
     newest = load_model(source, f"step-{steps[-1]:08d}")
     run, identity = Run(output), uuid.uuid4().hex
     output.mkdir(parents=True)
-    replace_file(output / "run.json", json.dumps({"id": identity}).encode() + b"\n")
-    shutil.copy(Run(source).config, run.config)
-    shutil.copytree(Run(source).tokenizer, run.tokenizer)
-    state = newest.snapshot.state | {"averaged": steps}
-    checkpoints = Checkpoints(output, identity, keep_last=1)
-    checkpoints.save(newest.step, Snapshot(mean, {}, state), is_best=True)
+    try:
+        replace_file(output / "run.json", json.dumps({"id": identity}).encode() + b"\n")
+        shutil.copy(Run(source).config, run.config)
+        shutil.copytree(Run(source).tokenizer, run.tokenizer)
+        state = newest.snapshot.state | {"averaged": steps}
+        checkpoints = Checkpoints(output, identity, keep_last=1)
+        checkpoints.save(newest.step, Snapshot(mean, {}, state), is_best=True)
+    except BaseException:  # half a run would be in the way of the next try
+        shutil.rmtree(output, ignore_errors=True)
+        raise
     say(f"averaged updates {', '.join(map(str, steps))} into {output}")
 
 

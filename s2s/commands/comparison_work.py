@@ -23,7 +23,7 @@ import torch
 
 from s2s.commands.comparison_rows import Asked, Files, measure, note_peak, require_finished, write_row
 from s2s.commands.train import train
-from s2s.errors import RunInUse, S2SError
+from s2s.errors import RunInUse, S2SError, SystemRefused, is_out_of_memory, out_of_memory
 from s2s.failpoints import hit
 from s2s.progress import say
 
@@ -134,6 +134,9 @@ def _process(task: Task, device: str | None, answer: connection.Connection) -> N
         traceback.print_exc()
     except Exception as error:
         traceback.print_exc()
+        if is_out_of_memory(error):
+            answer.send((SystemRefused.code, f"{out_of_memory()}; see {task.log}"))
+            return
         answer.send((1, f"{type(error).__name__}: {error}; this is a bug in s2s; see {task.log}"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ class Options:
             raise UsageError("--baseline", "compares several systems", "give another, and a --significance")
 
     def _check_material(self) -> None:
-        if self.language_pair is not None and len([part for part in self.language_pair.split("-") if part]) != 2:
+        if self.language_pair is not None and not re.fullmatch("[^-]+-[^-]+", self.language_pair):
             raise UsageError("--language-pair", f"{self.language_pair!r} is no pair", "give for instance de-en")
         if self.test_set is not None:
             if self.source is not None or self.references:
@@ -323,7 +324,7 @@ def _words(options: Options, models: Sequence[Trained]) -> Words:
     if text is None:
         texts = {Path(files.target) for trained in models for files in trained.config.data.corpora}
         if len(texts) > 1:
-            raise UsageError("eval", "the runs learned from different texts", "give --frequency-from FILE")
+            raise UsageError("--by frequency", "the runs learned from several texts", "give --frequency-from FILE")
         text = texts.pop()
     lines = read_lines(text, counts=TextCounts(), invalid="replace", allow_pipe=True)
     frequency = count_words(tokenise(line, options.target) for line in lines if line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from s2s.commands.output import results, write
 from s2s.commands.pairs import Normalise, score_of, scorer_of, tell_too_long
 from s2s.data.nbest import NBest, read_nbest, written
 from s2s.data.parallel import require_equal_lines
-from s2s.data.text import Invalid, TextCounts, read_lines
+from s2s.data.text import NOT_STRICT, Invalid, TextCounts, read_lines
 from s2s.errors import UsageError
 from s2s.progress import warn
 from s2s.search.rescore import Judge, Rescorer
@@ -41,6 +42,9 @@ def rescore(
     if weights and len(weights) != len(models):
         what = f"{len(weights)} weights for {len(models)} models"
         raise UsageError("--weight", what, "give one for each --model, in their order, or none")
+    for name, value in (("--given", given), *(("--weight", weight) for weight in weights)):
+        if not math.isfinite(value):
+            raise UsageError(name, f"{value} is no weight", "give a finite number")
     form, lists = read_nbest(nbest)
     sink = results(output, overwrite, (nbest, source))
     judges = []
@@ -73,7 +77,7 @@ def _with_sources(
                 raise UsageError(nbest, "does not say what was translated", "give --source FILE")
             yield found, found.source
         return
-    lines = read_lines(source, counts=counts, invalid=invalid, allow_pipe=True)
+    lines = read_lines(source, counts=counts, invalid=invalid, remedy=NOT_STRICT, allow_pipe=True)
     last = 0
     for found in lists:
         line = next(lines, "")

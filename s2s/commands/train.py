@@ -277,6 +277,10 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool, resumed:
     if nothing_done:
         say(f"already complete ({ended})")
         return
+    schedule, updates = trainer.rule.schedule, trainer.settings.max_updates
+    if schedule.by_the_end and state.update < updates and ended.endswith(("epochs", "minutes")):
+        warn(f"schedule {schedule.kind} is stretched to training.max_updates, {updates:,}, and training ended at "
+             f"{state.update:,}: the rate was still that of the middle; set max_updates to what fits")  # fmt: skip
     best = "" if state.best is None else (
         f"; best {trainer.settings.stop_on} {state.best:.2f} at update {state.best_update}"
     )  # fmt: skip

@@ -21,7 +21,7 @@ from s2s.commands.output import Output, results, write
 from s2s.commands.stop import Stop
 from s2s.commands.written import Written
 from s2s.data.nbest import Form
-from s2s.data.text import Invalid, OutputFile, TextCounts, read_lines, read_stream
+from s2s.data.text import NOT_STRICT, Invalid, OutputFile, TextCounts, read_lines, read_stream
 from s2s.data.tokenizer import Tokenizers
 from s2s.distributed import World
 from s2s.errors import SystemRefused, UsageError
@@ -253,9 +253,9 @@ def _asked(source: Path | None, options: Options, counts: TextCounts) -> Iterato
     """The lines to translate, with what is wished for them."""
     invalid: Invalid = "error" if options.strict else "replace"
     if source is None:
-        lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid)
+        lines = read_stream(sys.stdin.buffer, counts=counts, invalid=invalid, remedy=NOT_STRICT)
     else:
-        lines = read_lines(source, counts=counts, invalid=invalid, allow_pipe=True)
+        lines = read_lines(source, counts=counts, invalid=invalid, remedy=NOT_STRICT, allow_pipe=True)
     return asked_lines(lines, counts.where, options.prefix, options.require, conversation=_is_live(source, options))
 
 
@@ -280,6 +280,8 @@ def _lines(
         if picture is not None and one.line:
             draw(one, tokenizers, picture)
             picture = None
+    if picture is not None:
+        warn("--attention: all lines are blank, and there is nothing to draw")
 
 
 def draw(found: Translation, tokenizers: Tokenizers, picture: OutputFile) -> None:

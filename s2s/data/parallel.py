@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from s2s.data.text import Invalid, TextCounts, read_lines
+from s2s.data.text import NOT_STRICT, Invalid, TextCounts, read_lines
 from s2s.errors import DataError
 
 
@@ -20,7 +20,7 @@ class Parallel:
     def __iter__(self) -> Iterator[tuple[str | None, str | None]]:
         """The pairs, read as they are taken. Raises DataError as `read_lines`, and at the end of the shorter file."""
         first, second = (
-            read_lines(path, counts=counts, invalid=self.invalid, allow_pipe=True)
+            read_lines(path, counts=counts, invalid=self.invalid, remedy=NOT_STRICT, allow_pipe=True)
             for path, counts in zip((self.source, self.target), self.counts, strict=True)
         )
         for line in first:

@@ -33,7 +33,9 @@ Invalid = Literal["error", "replace", "drop"]
 LONGEST_LINE = 1 << 22
 """Bytes of a line that is still read: 4 MiB hold 1e6 characters of any script."""
 
-REMEDY = "convert the file (iconv -f latin1 -t utf-8) or set data.invalid_utf8: replace"
+CONVERT = "convert the file (iconv -f latin1 -t utf-8)"
+REMEDY = f"{CONVERT} or set data.invalid_utf8: replace"
+NOT_STRICT = f"{CONVERT} or leave out --strict"
 
 # What str.split() takes for whitespace is no control character here, except U+001F, which ends no line anywhere.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f]")

@@ -20,6 +20,7 @@ from s2s.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from sacrebleu.metrics.base import Metric
+    from sacrebleu.metrics.bleu import BLEU
 
 MetricName = Literal["bleu", "chrf", "ter", "exact", "tok-lc", "tokenised"]
 METRICS: tuple[str, ...] = get_args(MetricName)
@@ -149,17 +150,29 @@ def tokenise(line: str, target: str = "") -> list[str]:
 
 @cache
 def _tokeniser(target: str) -> Callable[[str], str]:
+    with_tokeniser: Callable[[str], str] = _bleu(target).tokenizer
+    return with_tokeniser
+
+
+def _bleu(target: str, **options: Any) -> BLEU:
+    """sacreBLEU's metric with the tokeniser of a language. Raises UsageError where that is not installed."""
     from sacrebleu.metrics.bleu import BLEU
 
-    with_tokeniser: Callable[[str], str] = BLEU(trg_lang=target).tokenizer
-    return with_tokeniser
+    try:
+        return BLEU(trg_lang=target, **options)
+    except RuntimeError as error:  # that of Japanese or Korean
+        raise UsageError("bleu", " ".join(str(error).split())) from error
 
 
 @cache
 def _moses(language: str) -> tuple[Any, Any]:
     """The punctuation normaliser and the tokeniser of one language; they read their rules from files, so only once."""
     from sacremoses import MosesPunctNormalizer, MosesTokenizer
+    from sacremoses.corpus import NonbreakingPrefixes
 
+    known = sorted({code for code in NonbreakingPrefixes().available_langs.values() if len(code) <= 3})
+    if language not in known:  # it would go by the rules of English, silently
+        raise UsageError("tok-lc", f"Moses has no rules for {language!r}", f"it has them for {', '.join(known)}")
     return MosesPunctNormalizer(lang=language), MosesTokenizer(lang=language)
 
 
@@ -176,10 +189,7 @@ def _metric(name: str, references: Sequence[Sequence[str]], target: str = "") ->
     if name in ("tok-lc", "tokenised"):
         # force: the references are tokenised on purpose, so sacreBLEU need not warn about it.
         return BLEU(lowercase=name == "tok-lc", tokenize="none", force=True, references=references)
-    try:
-        return BLEU(trg_lang=target, references=references)
-    except RuntimeError as error:  # the tokeniser of Japanese or Korean is not installed
-        raise UsageError("bleu", " ".join(str(error).split())) from error
+    return _bleu(target, references=references)
 
 
 def _by_sacrebleu(

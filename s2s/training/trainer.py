@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
 from s2s.data.batches import Batch, Indices
 from s2s.distributed import World
-from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused
+from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused, is_out_of_memory, out_of_memory
 from s2s.failpoints import hit
 from s2s.progress import warn
 from s2s.settings import Settings
@@ -596,17 +596,16 @@ class Trainer:
 
 @contextmanager
 def _memory_refused(update: int, batches: Sequence[Batch]) -> Iterator[None]:
-    """Turns what torch says when memory runs out, in several ways, into SystemRefused that names the batch."""
+    """Turns what torch says when memory runs out into SystemRefused that names the batch."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        words = ("out of memory", "can't allocate memory", "bad_alloc")
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+        if not is_out_of_memory(error):
             raise
         tokens = max((int(batch.target_lengths.sum()) for batch in batches), default=0)
         longest = max((int(batch.source_lengths.max()) for batch in batches), default=0)
         what = f"out of memory (a batch of {tokens} target tokens, longest source {longest})"
-        raise SystemRefused(f"update {update}", what, "lower batches.tokens") from error
+        raise out_of_memory(f"update {update}", what, "lower batches.tokens") from error
 
 
 def _named(sums: Sums) -> dict[str, Tensor]:

@@ -451,6 +451,7 @@ def test_bytes_that_are_no_text(tmp_path: Path, cli: Cli) -> None:
         (["RUN", "REFERENCE"], "--source and --reference go together"),
         (["FILE", "--testset", "wmt14"], "needs --language-pair"),
         (["FILE", "--testset", "wmt14", "--language-pair", "ende"], "is no pair"),
+        (["FILE", "--testset", "wmt14", "--language-pair", "-en-zh"], "is no pair"),
         (["FILE", "REFERENCE", "--testset", "wmt14", "--language-pair", "en-de"], "brings its own"),
         (["FILE", "REFERENCE", "--baseline", "TEXT"], "--baseline: compares"),
         (["FILE", "OTHER", "REFERENCE", "--baseline", "elsewhere"], "none of the systems"),

@@ -22,6 +22,7 @@ from harness import (
 )
 
 from s2s.commands.train import EpochData
+from s2s.models.seq2seq import Seq2Seq
 from s2s.training.objective import TrainingStep
 
 
@@ -68,6 +69,21 @@ def test_memory_runs_out(
     assert steps(new_run)[0] == 7 and losses(new_run)[-1][0] == 11
     assert cli(*train_arguments(project, new_run)).code == 0
     assert_same_run(new_run, finished)
+
+
+@pytest.mark.fault("M2")
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_no_memory_to_translate_with(
+    finished: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def greedy(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Seq2Seq, "step", greedy)
+    outcome = cli("translate", "--model", finished, stdin=b"The man.\n")
+    assert_error(outcome, 6, "out of memory; lower search.batch_tokens")
 
 
 @pytest.mark.fault("M2")

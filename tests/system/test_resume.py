@@ -82,6 +82,13 @@ def test_the_end_is_the_end(project: Path, run: Path, cli: Cli) -> None:
     assert {path: changed(path) for path in run.rglob("*") if path.is_file() and path.name != "LOCK"} == before
 
 
+def test_a_schedule_that_never_came_to_its_end_is_told(project: Path, new_run: Path, cli: Cli) -> None:
+    settings = ("optimizer.schedule={kind: cosine}", "training.max_updates=5000", "training.max_epochs=1")
+    outcome = cli(*train_arguments(project, new_run, *settings))
+    assert outcome.code == 0
+    assert "warning: schedule cosine is stretched to training.max_updates, 5,000, and training ended at" in outcome.err
+
+
 def test_settings_that_nothing_was_trained_with_are_not_kept(project: Path, run: Path, cli: Cli) -> None:
     """What a run says it was is what made its weights."""
     before = (run / "config.yaml").read_bytes()

@@ -173,7 +173,12 @@ def test_files_that_do_not_fit(finished: Path, tmp_path: Path, cli: Cli) -> None
     assert_error(cli("score", "--model", finished, one, one, "-o", one, "--overwrite"), 2, "is the input too")
     assert_error(cli("score", "--model", tmp_path / "none", one, one), 4, "no such directory")
     one.write_bytes(b"\xff\n")
-    assert_error(cli("score", "--model", finished, one, one, "--strict"), 3, "line 1, byte 1: 0xff is not UTF-8")
+    assert_error(
+        cli("score", "--model", finished, one, one, "--strict"),
+        3,
+        "line 1, byte 1: 0xff is not UTF-8",
+        "or leave out --strict",
+    )
     outcome = cli(
         "score", "--model", finished, one, one, "--output", output, "--checkpoint", "latest", "--device", "cpu"
     )
@@ -266,6 +271,9 @@ def test_lists_and_sources_that_do_not_fit(
         assert_error(outcome, 3, f"source has {count} lines", "lists, counted in lists, 3")
     wrong = cli("rescore", nbest, "--model", finished, "--weight", "1", "--weight", "1", "--source", source)
     assert_error(wrong, 2, "--weight: 2 weights for 1 models")
+    for option in ("--weight", "--given"):
+        wrong = cli("rescore", nbest, "--model", finished, option, "nan", "--source", source)
+        assert_error(wrong, 2, f"{option}: nan is no weight")
     for command in (("rescore", nbest), ("score", source, source), ("align", source, source)):
         assert_error(cli(*command), 2, "--model: none is given", "give the directory of a run")
     source.write_bytes(b"The man.\nThe \xff.\nThe dog.\n")

@@ -15,7 +15,7 @@ import pytest
 import sacrebleu
 
 from s2s.errors import DataError, UsageError
-from s2s.evaluation import Score, bleu, chrf, exact_match, judge, score_all, ter, tok_lc, tok_lc_bleu
+from s2s.evaluation import Score, bleu, chrf, exact_match, judge, score_all, scores, ter, tok_lc, tok_lc_bleu
 from s2s.evaluation.scores import tokenise
 
 HYPOTHESIS = "the cat sat on the mat"
@@ -152,6 +152,14 @@ def test_a_tokeniser_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
     with pytest.raises(UsageError, match=r"bleu: .*pip install sacrebleu\[ja\]"):
         judge("bleu", [["a"]], target="ja")
+    scores._tokeniser.cache_clear()
+    with pytest.raises(UsageError, match=r"bleu: .*pip install sacrebleu\[ja\]"):
+        tokenise("a", "ja")
+
+
+def test_tok_lc_of_a_language_that_moses_has_no_rules_for() -> None:
+    with pytest.raises(UsageError, match=r"tok-lc: Moses has no rules for 'zz'; it has them for as, .*, de, .*, zh"):
+        judge("tok-lc", [["a"]], language="zz")
 
 
 def test_a_score_prints_with_its_signature() -> None:

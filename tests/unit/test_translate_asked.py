@@ -65,7 +65,9 @@ def test_in_a_conversation_no_line_is_waited_for_to_be_counted(tmp_path: Path, o
 def test_phrases(tmp_path: Path) -> None:
     assert read_phrases(write(tmp_path / "forbid", "\ufeffder  Hund\n\n \nKo\u0308nig")) == ["der Hund", "König"]
     assert read_phrases(write(tmp_path / "forbid", "")) == []
-    with pytest.raises(DataError, match="line 2, byte 1: 0xff is not UTF-8"):
+    with pytest.raises(
+        DataError, match=r"line 2, byte 1: 0xff is not UTF-8; convert the file \(iconv -f latin1 -t utf-8\)$"
+    ):
         read_phrases(write(tmp_path / "forbid", b"a\n\xff\n"))
 
 
