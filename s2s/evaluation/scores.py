@@ -88,7 +88,8 @@ def judge(
         return _exact(references)
     if name == "tok-lc":
         given = [tokenised] if tokenised is not None else [[tok_lc(line, language) for line in r] for r in references]
-        return _by_sacrebleu(name, _metric(name, given), given, lambda line: tok_lc(line, language))
+        rules = f"|moses:{language}"  # sacreBLEU only sees what these have made
+        return _by_sacrebleu(name, _metric(name, given), given, lambda line: tok_lc(line, language), rules)
     return _by_sacrebleu(name, _metric(name, references, target), references)
 
 
@@ -193,8 +194,13 @@ def _metric(name: str, references: Sequence[Sequence[str]], target: str = "") ->
 
 
 def _by_sacrebleu(
-    name: str, metric: Metric, references: Sequence[Sequence[str]], rewrite: Callable[[str], str] = str
+    name: str,
+    metric: Metric,
+    references: Sequence[Sequence[str]],
+    rewrite: Callable[[str], str] = str,
+    signed: str = "",
 ) -> Judge:
+    """``rewrite``: what becomes of every hypothesis first; ``signed``: what the signature says of that."""
     # What sentences add is not in sacreBLEU's public interface, though its own significance tests are built on it.
     def value_of(sums: Sequence[float]) -> float:
         return float(metric._compute_score_from_stats(list(sums)).score)
@@ -203,7 +209,7 @@ def _by_sacrebleu(
         _require_pairs(hypotheses, references[0])
         sentences = metric._extract_corpus_statistics([rewrite(line) for line in hypotheses], None)
         title = metric._compute_score_from_stats(list(sentences[0])).name
-        return Measured(name, f"{title}|{metric.get_signature()}", sentences, value_of)
+        return Measured(name, f"{title}|{metric.get_signature()}{signed}", sentences, value_of)
 
     return measure
 

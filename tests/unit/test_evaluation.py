@@ -59,7 +59,7 @@ def test_signatures_say_all_choices() -> None:
         assert re.fullmatch(patterns[score.name], score.signature)
     label = tok_lc_bleu([HYPOTHESIS], [REFERENCE], "en")
     assert label.name == "tok-lc"
-    assert "case:lc" in label.signature
+    assert "case:lc" in label.signature and label.signature.endswith("|moses:en")
     assert "tok:none" in label.signature
 
 
