@@ -201,6 +201,7 @@ def _by_sacrebleu(
     signed: str = "",
 ) -> Judge:
     """``rewrite``: what becomes of every hypothesis first; ``signed``: what the signature says of that."""
+
     # What sentences add is not in sacreBLEU's public interface, though its own significance tests are built on it.
     def value_of(sums: Sequence[float]) -> float:
         return float(metric._compute_score_from_stats(list(sums)).score)

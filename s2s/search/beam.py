@@ -256,47 +256,33 @@ def _search(
     room: int,
 ) -> tuple[_Beams, list[_Step]]:
     """All beams as they ended, and the steps to walk back through; at most ``room`` of them are searched at once."""
-    groups, device = settings.groups, source.device
-    places, count = settings.beam // groups, len(limits.longest)
+    places, count = settings.beam // settings.groups, len(limits.longest)
     wanted = attention or settings.coverage_penalty > 0
     want = frozenset({"weights"}) if wanted else NOTHING
     memory, state = repeat(model.start(source, lengths, want, places, before), count // len(lengths))
     beams = _begun(limits, places)
-    pool = _Pool(memory, beams, state, _no_notes(beams.live, source.size(1), limits, settings))
-    entered = min(room, count)
-    beams, state, notes = pool.begin(torch.arange(entered, device=device), 0)
+    pool = _Pool(memory, beams, state, _no_notes(beams.live, source.size(1), limits, settings), room)
+    beams, state, notes = pool.begin(pool.admit(0), 0)
     memory = pool.memory_of(beams.number)
     history: list[_Step] = []
     ended: list[_Beams] = []
     while len(beams.number):
-        step, live = len(history), beams.live
-        words, weights, state = model.step(live.token.flatten(), memory, state)
-        history.append(_Step(live.token.flatten(), live.origin.flatten(), weights if attention else None))
-        age = step - beams.born
-        notes = notes.after(live.token, age == 0, beams.limits.wishes.required, weights)
-        new = _continued(live, words, age, beams.limits, notes, settings)  # (n, 2K)
-        first = _Prefixes(*(part[:, :places] for part in new))
-        kept = _keep(beams.kept, step, age, first, beams.limits, notes, settings)
-        living = others(new.token, places)
-        live = _Prefixes(*(part.gather(1, living) for part in new))
-        live = live._replace(total=live.total.masked_fill(live.token == EOS, -torch.inf))
-        stop = _ends(live, kept, age, beams.limits.longest, settings)
-        live = live._replace(total=live.total.masked_fill(stop.unsqueeze(1), -torch.inf))
-        beams = beams._replace(live=live, kept=_closed(kept, step, stop))
-        leave = stop.view(-1, groups).all(1).repeat_interleave(groups) if groups > 1 else stop  # a sentence as a whole
-        leaving = int(leave.sum())
-        changes = leaving > 0 and leaving * _FEW >= len(leave)
-        if changes:
+        step, token = len(history), beams.live.token
+        words, weights, state = model.step(token.flatten(), memory, state)
+        history.append(_Step(token.flatten(), beams.live.origin.flatten(), weights if attention else None))
+        notes = notes.after(token, beams.born == step, beams.limits.wishes.required, weights)
+        beams, stop = _advanced(beams, words, notes, step, settings)
+        leave = _leaving(stop, settings.groups)
+        if leave is not None:
             ended.append(take(beams, leave.nonzero().squeeze(1)))
             beams = take(beams, (~leave).nonzero().squeeze(1))
         origin = beams.live.origin.flatten()
-        if not torch.equal(origin, torch.arange(len(history[-1].token), device=device)):
+        if not torch.equal(origin, torch.arange(token.numel(), device=origin.device)):
             state, notes = take((state, notes), origin)
-        if changes:
-            fresh = torch.arange(entered, min(entered + room - len(beams.number), count), device=device)
+        if leave is not None:
+            fresh = pool.admit(len(beams.number))
             if len(fresh):
-                entered += len(fresh)
-                new_beams, new_state, new_notes = pool.begin(fresh, len(history))
+                new_beams, new_state, new_notes = pool.begin(fresh, step + 1)
                 beams, notes = join_rows([(beams, notes), (new_beams, new_notes)])
                 state = join_ages([state, new_state])
             memory = pool.memory_of(beams.number)
@@ -304,26 +290,52 @@ def _search(
     return take(together, together.number.argsort()), history
 
 
-class _Pool(NamedTuple):
-    """All beams before they begin, and what search takes along with them."""
+def _advanced(beams: _Beams, words: Tensor, notes: Notes, step: int, settings: SearchSettings) -> tuple[_Beams, Tensor]:
+    """The beams after a step that gave the log-probabilities ``words`` (R, V), and which of them (n,) have ended."""
+    places, age = beams.live.token.size(1), step - beams.born
+    new = _continued(beams.live, words, age, beams.limits, notes, settings)  # (n, 2K)
+    first = _Prefixes(*(part[:, :places] for part in new))
+    kept = _keep(beams.kept, step, age, first, beams.limits, notes, settings)
+    living = others(new.token, places)
+    live = _Prefixes(*(part.gather(1, living) for part in new))
+    live = live._replace(total=live.total.masked_fill(live.token == EOS, -torch.inf))
+    stop = _ends(live, kept, age, beams.limits.longest, settings)
+    live = live._replace(total=live.total.masked_fill(stop.unsqueeze(1), -torch.inf))
+    return beams._replace(live=live, kept=_closed(kept, step, stop)), stop
 
-    memory: Tree
-    beams: _Beams
-    state: Tree
-    notes: Notes
 
-    def memory_of(self, number: Tensor) -> Tree:
-        """The memory of beams ``number`` (n,)."""
-        return self._of(self.memory, number)
+def _leaving(stop: Tensor, groups: int) -> Tensor | None:
+    """Which beams (n,) leave: those that have ended with all groups of their sentence; None while these are few."""
+    leave = stop.view(-1, groups).all(1).repeat_interleave(groups) if groups > 1 else stop
+    leaving = int(leave.sum())
+    return leave if leaving > 0 and leaving * _FEW >= len(leave) else None
+
+
+class _Pool:
+    """All beams before they begin, and what search takes along with them; they enter in their order."""
+
+    def __init__(self, memory: Tree, beams: _Beams, state: Tree, notes: Notes, room: int) -> None:
+        """``room``: the most beams that are searched at once."""
+        self.memory, self.beams, self.state, self.notes, self.room = memory, beams, state, notes, room
+        self.entered = 0
+
+    def admit(self, searched: int) -> Tensor:
+        """The numbers (n,) of the next beams, as many as have room beside those ``searched``."""
+        first, self.entered = self.entered, min(self.entered + self.room - searched, len(self.beams.number))
+        return torch.arange(first, self.entered, device=self.beams.number.device)
 
     def begin(self, number: Tensor, step: int) -> tuple[_Beams, Tree, Notes]:
         """Beams ``number`` (n,) that read BOS at this step, with their state and notes."""
         beams, state, notes = self._of((self.beams, self.state, self.notes), number)
         return beams._replace(born=torch.full_like(number, step)), state, notes
 
+    def memory_of(self, number: Tensor) -> Tree:
+        """The memory of beams ``number`` (n,), ascending."""
+        return self._of(self.memory, number)
+
     def _of(self, tree: T, number: Tensor) -> T:
         count = len(self.beams.number)
-        return tree if len(number) == count else take_groups(tree, number, count)
+        return tree if len(number) == count else take_groups(tree, number, count)  # all are there in their order
 
 
 def _begun(limits: Limits, places: int) -> _Beams:
