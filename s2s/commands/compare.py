@@ -40,7 +40,7 @@ from s2s.commands.comparison_settings import (
 from s2s.commands.comparison_work import Ended, Task, visible_devices, work
 from s2s.commands.stop import Stop
 from s2s.data.prepare import PairFiles
-from s2s.errors import S2SError, UsageError
+from s2s.errors import S2SError, Stopped, UsageError
 from s2s.progress import say, warn
 
 _NOT_YET = "not yet run"
@@ -172,6 +172,8 @@ class Comparison:
                 say(f"{ended.task.name}: {_told(ended.task)} ({done} of {len(tasks)})")
                 try:
                     self.write(failed)
+                except Stopped:
+                    raise
                 except (S2SError, OSError) as error:  # the others go on; at the end it is tried again, and then raised
                     warn(f"the table cannot be written yet: {error}")
 

@@ -17,6 +17,7 @@ from harness import Cli, assert_error, assert_same_run, finish, records, start, 
 import s2s.commands.compare
 from s2s import config as configuration
 from s2s.analysis.alignment import aer, read_links
+from s2s.commands.compare import Comparison
 from s2s.commands.comparison_settings import _digest
 from s2s.commands.comparison_work import visible_devices, work
 from s2s.run import load_trained
@@ -192,6 +193,18 @@ def test_trainings_go_on_where_a_table_cannot_be_written(copy: Path, grids: Path
     found = cli("compare", grids / "blocked.yaml", "-o", copy)
     assert_error(found, 6, "blocked.md")
     assert found.err.count("s2s: warning: ") == 2 and {"rnn-2", "none-2"} <= set(rows(copy))
+
+
+def test_a_signal_while_the_table_is_written_is_heard(
+    copy: Path, grids: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rnn-2", "none-2"):
+        (copy / "rows" / f"{name}.json").unlink()
+    signals = iter([signal.SIGTERM])
+    monkeypatch.setattr(Comparison, "write", lambda *_: [signal.raise_signal(one) for one in signals])
+    found = cli("compare", grids / "grid.yaml", "-o", copy)
+    assert_error(found, 128 + signal.SIGTERM, "stopped by SIGTERM after 1 of 2; the same command goes on")
+    assert "none-2" not in rows(copy)
 
 
 def test_without_training_the_page_is_of_what_is_there(copy: Path, grids: Path, cli: Cli) -> None:
