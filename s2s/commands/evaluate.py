@@ -322,10 +322,12 @@ def _words(options: Options, models: Sequence[Trained]) -> Words:
     edges, text = options.frequency_bands, options.frequency_from
     bands = Bands.parse(edges) if edges is not None else Bands(FREQUENCIES)
     if text is None:
-        texts = {Path(files.target) for trained in models for files in trained.config.data.corpora}
-        if len(texts) > 1:
-            raise UsageError("--by frequency", "the runs learned from several texts", "give --frequency-from FILE")
-        text = texts.pop()
+        texts = [{Path(files.target) for files in trained.config.data.corpora} for trained in models]
+        if any(own != texts[0] for own in texts):
+            raise UsageError("--by frequency", "the runs learned from different texts", "give --frequency-from FILE")
+        if len(texts[0]) > 1:
+            raise UsageError("--by frequency", "the run learned from several texts", "give --frequency-from FILE")
+        (text,) = texts[0]
     lines = read_lines(text, counts=TextCounts(), invalid="replace", allow_pipe=True)
     frequency = count_words(tokenise(line, options.target) for line in lines if line)
     return Words(text, frequency, bands)

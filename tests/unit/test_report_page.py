@@ -84,7 +84,7 @@ def record(step: int, **more: Any) -> dict[str, Any]:
 def test_why_it_ended(tmp_path: Path) -> None:
     def config(**training: object) -> Config:
         page = PAGE.replace("max_updates: 7, patience: null", ", ".join(f"{k}: {v}" for k, v in training.items()))
-        return settings(tmp_path, page)
+        return settings(tmp_path, page.replace("{train:", "{valid: {source: a, target: b}, train:"))
 
     history = History([record(n, epoch=1 + n // 5) for n in range(1, 8)], [])
     assert _ended(config(max_updates=7, patience="null"), history, None) == "all 7 updates"
