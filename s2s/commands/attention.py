@@ -94,15 +94,13 @@ def _pair(source: Path | None, options: Options) -> Pair:
     else:
         raise UsageError("standard input", "no input", "give a file")
     *before, text = _until(lines, counts.where, options.line)
-    if options.target is None:
-        for warning in counts.warnings():
-            warn(warning)
-        return Pair(text, None, before)
-    beside = TextCounts(where=str(options.target))
-    given = read_lines(options.target, counts=beside, invalid=invalid, remedy=NOT_STRICT, allow_pipe=True)
+    target, beside = None, TextCounts(where=str(options.target))
+    if options.target is not None:
+        given = read_lines(options.target, counts=beside, invalid=invalid, remedy=NOT_STRICT, allow_pipe=True)
+        target = _until(given, beside.where, options.line)[-1]
     for warning in (*counts.warnings(), *beside.warnings()):
         warn(warning)
-    return Pair(text, _until(given, beside.where, options.line)[-1], before)
+    return Pair(text, target, before)
 
 
 def _until(lines: Iterable[str | None], where: str, number: int) -> list[str]:

@@ -86,6 +86,16 @@ def test_refusals(finished: Path, project: Path, tmp_path: Path, cli: Cli) -> No
     assert_error(cli(*arguments[:1], *arguments[2:], "--overwrite", stdin=long), 2, "--line", "max_source_length")
 
 
+def test_bytes_that_were_replaced_are_told(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    source, target = tmp_path / "in", tmp_path / "said"
+    source.write_bytes(b"The \xffdog.\n")
+    target.write_bytes(b"Der \xffHund.\n")
+    arguments = ("attention", source, "-m", finished, "-o", tmp_path / "a.svg", "--overwrite")
+    assert cli(*arguments).err.count("warning: ") == 1
+    both = cli(*arguments, "--target", target)
+    assert both.code == 0 and f"warning: {source}: " in both.err and f"warning: {target}: " in both.err
+
+
 def test_a_model_without_attention(project: Path, tmp_path: Path, cli: Cli) -> None:
     run = project / "without-attention"
     if not run.exists():
