@@ -132,6 +132,13 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0)] = 1
     """Fixes the first weights, the order of the data and every draw."""
 
+    @property
+    def runs_before(self) -> dict[str, Path]:
+        """The runs that a training begins from (``init_from``) and learns from (``teacher``), where there are any."""
+        teacher = self.objective.teacher
+        named = {"init_from": self.init_from, "teacher": None if teacher is None else teacher.run}
+        return {setting: Path(run) for setting, run in named.items() if run is not None}
+
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         if self.data.valid is None:

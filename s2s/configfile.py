@@ -671,6 +671,12 @@ def files(settings: BaseModel, key: Key = ()) -> Iterator[tuple[Key, Path]]:
                 yield where, Path(item)
 
 
+def missing(settings: BaseModel) -> list[tuple[Key, Path]]:
+    """Those of `files` that are not there."""
+    # Path.exists raises where a name is too long or a folder closed
+    return [(key, file) for key, file in files(settings) if not os.path.exists(file)]  # noqa: PTH110
+
+
 def _is_read(annotation: Any) -> bool:
     """Whether a type is, or holds, a path that something is read from."""
     if get_origin(annotation) is Annotated:

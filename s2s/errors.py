@@ -86,9 +86,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(where: object = "", what: str = "out of memory", todo: str = "") -> SystemRefused:
-    """What to say then."""
-    return SystemRefused(where, what, todo or "lower search.batch_tokens or batches.tokens, or use a smaller model")
+def out_of_memory() -> SystemRefused:
+    """What to say then, where no batch can be named."""
+    return SystemRefused("", "out of memory", "lower search.batch_tokens or batches.tokens, or use a smaller model")
 
 
 class RunInUse(S2SError):

@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -26,6 +27,7 @@ from s2s.checkpoint import RunLock, replace_file
 from s2s.commands.comparison_results import System, Unfinished, markdown, page, result
 from s2s.commands.comparison_rows import Asked, Files, read_details, read_row
 from s2s.commands.comparison_settings import (
+    LANGUAGE,
     Cell,
     ComparisonSettings,
     baseline_of,
@@ -114,13 +116,11 @@ def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSetting
         test = PairFiles(source=str(options.source), target=str(options.reference), links=links)
     elif options.links is not None:
         raise UsageError("--links", "goes with --source and --reference", "give these too")
-    if options.language is not None and not re.fullmatch("[a-z]{2,3}", options.language):
+    if options.language is not None and not re.match(LANGUAGE, options.language):
         raise UsageError("--language", f"{options.language!r} is no language", "give two letters or three, such as ja")
     runs = tuple(str(path) for path in what)
-    settings = ComparisonSettings(runs=runs, test=test)
-    if options.language is not None:
-        settings = settings.model_copy(update={"language": options.language})
-    return settings, f"s2s compare {' '.join(runs)}"
+    more: dict[str, Any] = {} if options.language is None else {"language": options.language}
+    return ComparisonSettings(runs=runs, test=test, **more), f"s2s compare {' '.join(runs)}"
 
 
 class Comparison:

@@ -99,7 +99,7 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
         "exact": statistics.fmean(line == other for line, other in zip(lines, right, strict=True)),
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
         **_training(run, trained),
-        **_origins(run),
+        **(_origins(run) if trained.config.runs_before else {}),
         "sentences_per_second": len(pairs) / seconds,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

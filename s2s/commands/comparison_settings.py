@@ -42,6 +42,10 @@ COLUMNS: tuple[ColumnName, ...] = (
 )  # fmt: skip
 
 
+LANGUAGE = r"^[a-z]{2,3}$"
+"""How a language is named."""
+
+
 class ComparisonSettings(Settings):
     """A comparison of mechanisms, sizes or whatever else differs between trainings."""
 
@@ -68,7 +72,7 @@ class ComparisonSettings(Settings):
     """What is translated and scored, with gold word links where there are any; null: the test set of the recipes."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("bleu", "chrf", "ter")
     """What is measured; differences from the baseline are tested by the first."""
-    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] = "de"
+    language: Annotated[str, Field(pattern=LANGUAGE)] = "de"
     """The target language: its rules are those of tok-lc, and BLEU cuts zh, ja and ko as sacreBLEU does."""
     columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)] = COLUMNS
     """The columns of the table."""
@@ -219,24 +223,24 @@ def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str
     Settings that have their default do not count, so that a row stays good when s2s gets more settings. Runs that a
     training begins from or learns from count by their names; see `began_elsewhere`.
     """
-    data, teacher = cell.config.data, cell.config.objective.teacher
+    data, before = cell.config.data, cell.config.runs_before
     corpora = [
         contents(files) for files in (*data.corpora, data.valid) if files is not None and cell.recipe is not None
     ]
     trained = {
-        "config": cell.config.model_dump(
-            mode="json",
-            exclude_defaults=True,
-            exclude={"data": True, "init_like": True, "init_from": True, "objective": {"teacher": {"run"}}},
-        ),
+        "config": cell.config.model_dump(mode="json", exclude_defaults=True, exclude=_FILES),
         "limits": data.model_dump(mode="json", include={"max_length", "invalid_utf8"}) | _mixing(data),
         "corpora": corpora,
         "first": None if cell.first is None else _start(cell.first.config),
-        "from": cell.config.init_from and Path(cell.config.init_from).name,
+        "from": before["init_from"].name if "init_from" in before else None,
         "run": None if cell.recipe is not None else run_of(cell.run).identity(),
-    } | ({} if teacher is None else {"teacher": Path(teacher.run).name})
+    } | ({"teacher": before["teacher"].name} if "teacher" in before else {})
     language = [settings.language] if settings.language != "de" else []
     return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown, *language])
+
+
+_FILES: Any = {"data": True, "init_like": True, "init_from": True, "objective": {"teacher": {"run"}}}
+"""Settings that name files and runs; what is in these is what counts."""
 
 
 def _mixing(data: DataSettings) -> dict[str, object]:
@@ -252,13 +256,11 @@ def _mixing(data: DataSettings) -> dict[str, object]:
 def began_elsewhere(cell: Cell, weights: Mapping[str, str]) -> Path | None:
     """The run that a cell begins from or learns from, where it has other ``weights`` now than a row of the cell says.
 
-    ``weights``: SHA-256 by setting, as `began_from` gives it. A run that is not there any more is as it was.
+    ``weights``: SHA-256 by setting, what a row calls ``began_from``. A run that is not there any more is as it was.
     """
-    teacher = cell.config.objective.teacher
-    named = {"init_from": cell.config.init_from, "teacher": None if teacher is None else teacher.run}
-    for setting, run in named.items():
-        if run is not None and setting in weights and _weights(Path(run)) not in (None, weights[setting]):
-            return Path(run)
+    for setting, run in cell.config.runs_before.items():
+        if setting in weights and _weights(run) not in (None, weights[setting]):
+            return run
     return None
 
 
@@ -380,16 +382,10 @@ def _system_of(run: Path, seed: int) -> str:
     return name.removesuffix(f"-{seed}") or name
 
 
-_OF_A_SEED: Any = {
-    "data": True, "seed": True, "init_like": True, "init_from": True, "objective": {"teacher": {"run"}}
-}  # fmt: skip
-"""What seeds of one system may differ in: each may have a first stage, or a teacher, of its own seed."""
-
-
 def _check_siblings(cell: Cell, siblings: Sequence[Cell]) -> None:
-    """Seeds of one system differ in nothing but the seed and where the files were."""
+    """Seeds of one system differ in nothing but the seed, where the files were, and their first stages and teachers."""
     for other in siblings:
-        before, now = (one.config.model_dump(mode="json", exclude=_OF_A_SEED) for one in (other, cell))
+        before, now = (one.config.model_dump(mode="json", exclude=_FILES | {"seed": True}) for one in (other, cell))
         changed = configfile.differences(before, now)
         if changed:
             key, old, new = changed[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
 import shlex
 import sys
@@ -43,8 +42,7 @@ def check(path: Path, overrides: Sequence[str] = ()) -> None:
     check_parts(config)
     missing = [
         printable(f"{document.place(key)}: {dotted(key)}: {file}: no such file")
-        for key, file in configfile.files(config)
-        if not os.path.exists(file)  # noqa: PTH110 - Path.exists raises where a name is too long or a folder closed
+        for key, file in configfile.missing(config)
     ]
     if missing:
         raise ConfigError("", missing[0], problems=tuple(missing))

@@ -119,15 +119,13 @@ def _require_ready(config: Config, run: Run) -> None:
     """
     configuration.check_parts(config)
     for key, file in configfile.files(config):
-        if Path(file).resolve().is_relative_to(run.path.resolve()):
+        if file.resolve().is_relative_to(run.path.resolve()):
             what = f"would delete {file}, which {configfile.dotted(key)} names"
             raise UsageError("--overwrite", what, "use a new --run-dir")
-        if not Path(file).exists():
-            raise DataError(file, "no such file", f"nothing was overwritten; {configfile.dotted(key)} names it")
-    teacher = config.objective.teacher
-    for path in (config.init_from, None if teacher is None else teacher.run):
-        if path is not None:
-            best_weights(Path(path))
+    for key, file in configfile.missing(config):
+        raise DataError(file, "no such file", f"nothing was overwritten; {configfile.dotted(key)} names it")
+    for path in config.runs_before.values():
+        best_weights(path)
 
 
 def _voice(world: World, progress: Kind) -> AbstractContextManager[None]:

@@ -103,9 +103,8 @@ class Options:
         if settings.sampling is None and self.n_best > settings.beam:
             what = f"{self.n_best} translations of a line need as wide a beam, and search.beam is {settings.beam}"
             raise UsageError("--n-best", what, f"give --beam {self.n_best}")
-        if self.require is not None and (settings.sampling is not None or settings.diversity is not None):
-            what = "required phrases need a beam of their own kind, neither sampling nor diversity"
-            raise UsageError("--require", what, "set search.sampling and search.diversity to null")
+        if self.require is not None:
+            settings.check_required("--require")
 
     def files(self) -> list[Path]:
         """What is read beside the input."""
@@ -151,7 +150,7 @@ def _alone(models: Sequence[Path], source: Path | None, options: Options) -> Non
         picture = OutputFile(options.attention, overwrite=options.overwrite, inputs=inputs)
     counts = _counts(source, options)
     translator, tokenizers = prepare(models, options, counts.where)
-    live = source is None and sys.stdin.isatty()
+    live = _is_typed(source)
     if live:
         say("type a sentence and press Enter; end with Ctrl-D")
     window = 1 if _is_live(source, options) else None
@@ -164,7 +163,7 @@ def _alone(models: Sequence[Path], source: Path | None, options: Options) -> Non
 
 def _together(models: Sequence[Path], source: Path | None, options: Options, world: World) -> None:
     """The part of one of several processes: the first reads, writes and speaks, and all translate."""
-    options.check_divided(live=source is None and sys.stdin is not None and sys.stdin.isatty())
+    options.check_divided(live=_is_typed(source))
     written = Written.before(world)
     if written.complete:
         return
@@ -259,9 +258,13 @@ def _asked(source: Path | None, options: Options, counts: TextCounts) -> Iterato
     return asked_lines(lines, counts.where, options.prefix, options.require, conversation=_is_live(source, options))
 
 
+def _is_typed(source: Path | None) -> bool:
+    return source is None and sys.stdin is not None and sys.stdin.isatty()
+
+
 def _is_live(source: Path | None, options: Options) -> bool:
     """Whether somebody waits for each answer before the next line comes."""
-    return options.stream or (source is None and sys.stdin.isatty())
+    return options.stream or _is_typed(source)
 
 
 def _check_counts(source: Path | None, options: Options) -> None:

@@ -99,6 +99,12 @@ class SearchSettings(Settings):
             )
         return self
 
+    def check_required(self, where: str) -> None:
+        """Raises UsageError, naming what asked for it, where no required phrases can be searched for."""
+        if self.sampling is not None or self.diversity is not None:
+            what = "required phrases need a beam of their own kind, neither sampling nor diversity"
+            raise UsageError(where, what, "set search.sampling and search.diversity to null")
+
     @property
     def groups(self) -> int:
         """Beams of a sentence that end together."""
@@ -232,11 +238,9 @@ def _limits(
     """What holds for each beam: a row for each sentence, ``beams`` times."""
     if len(wishes) != len(longest):
         raise ValueError(f"{len(longest)} sentences, {len(wishes)} wishes")
-    if settings.sampling is not None or settings.diversity is not None:
-        for wish in wishes:
-            if wish.required:
-                what = "required phrases need a beam of their own kind, neither sampling nor diversity"
-                raise UsageError(f"line {wish.number + 1}", what, "set search.sampling and search.diversity to null")
+    for wish in wishes:
+        if wish.required:
+            settings.check_required(f"line {wish.number + 1}")
     table = tabled(wishes, longest, settings.no_repeat_ngram, lengths.device)
     limits = repeat(Limits(torch.tensor(longest, device=lengths.device), lengths, table, None), beams)
     if settings.sampling is None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from s2s.checkpoint import Checkpoints, SaveFailed, Snapshot, check_tensors, replace_file, require
 from s2s.data.batches import Batch, Indices
 from s2s.distributed import World
-from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused, is_out_of_memory, out_of_memory
+from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused, is_out_of_memory
 from s2s.failpoints import hit
 from s2s.progress import warn
 from s2s.settings import Settings
@@ -605,7 +605,7 @@ def _memory_refused(update: int, batches: Sequence[Batch]) -> Iterator[None]:
         tokens = max((int(batch.target_lengths.sum()) for batch in batches), default=0)
         longest = max((int(batch.source_lengths.max()) for batch in batches), default=0)
         what = f"out of memory (a batch of {tokens} target tokens, longest source {longest})"
-        raise out_of_memory(f"update {update}", what, "lower batches.tokens") from error
+        raise SystemRefused(f"update {update}", what, "lower batches.tokens") from error
 
 
 def _named(sums: Sums) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ import s2s.commands.compare
 from s2s import config as configuration
 from s2s.analysis.alignment import aer, read_links
 from s2s.commands.compare import Comparison
-from s2s.commands.comparison_settings import _digest
+from s2s.commands.comparison_settings import _digest, _weights
 from s2s.commands.comparison_work import visible_devices, work
-from s2s.run import load_trained
+from s2s.run import best_weights, load_trained
 
 GRID = """\
 title: A grid
@@ -49,6 +49,7 @@ def grids(project: Path) -> Path:
 def _texts_are_read_again() -> None:
     """A process of a user compares once."""
     _digest.cache_clear()
+    _weights.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +226,26 @@ def test_another_baseline_makes_no_training_another(copy: Path, grids: Path, cli
     assert found.code == 0 and "not yet run" not in (copy / "comparison.md").read_text()
     result = json.loads((copy / "comparison.json").read_text())
     assert result["baseline"] == "none" and result["unfinished"] == []
+
+
+def test_a_row_is_stale_where_the_first_stage_was_trained_anew(
+    compared: Path, grids: Path, tmp_path: Path, cli: Cli
+) -> None:
+    first, runs = tmp_path / "first", compared / "runs"
+    shutil.copytree(runs / "none-1", first)
+    (grids / "stages.yaml").write_text(f"extends: none.yaml\ninit_from: {first}\n")
+    (grids / "staged.yaml").write_text(
+        GRID.replace("recipes: [rnn.yaml, none.yaml]", "recipes: [stages.yaml]").replace("[1, 2]", "[1]")
+    )
+    arguments = ("compare", grids / "staged.yaml", "-o", tmp_path / "out")
+    assert cli(*arguments).code == 0
+    assert rows(tmp_path / "out")["stages-1"]["began_from"] == {"init_from": best_weights(first)[1]}
+    assert "warning" not in cli(*arguments, "--no-train").err
+    shutil.rmtree(first)
+    assert "warning" not in cli(*arguments, "--no-train").err  # where it is gone, it is as it was
+    shutil.copytree(runs / "none-2", first)
+    _weights.cache_clear()
+    assert f"stages-1: has a row from before {first} was trained anew" in cli(*arguments, "--no-train").err
 
 
 def test_rows_of_other_settings_are_not_mixed_in(copy: Path, grids: Path, cli: Cli) -> None:

@@ -96,6 +96,17 @@ def test_settings_that_nothing_was_trained_with_are_not_kept(project: Path, run:
     assert (run / "config.yaml").read_bytes() == before
 
 
+def stop_with_update(patched: pytest.MonkeyPatch, update: int) -> None:
+    """TERM comes while this update is made, so that a validation due after it is left to the next start."""
+    original = Trainer._update
+
+    def interrupted(trainer: Trainer) -> None:
+        original(trainer)
+        trainer.signals.stop = signal.SIGTERM if trainer.state.update == update else None
+
+    patched.setattr(Trainer, "_update", interrupted)
+
+
 @pytest.mark.fault("R3")
 def test_a_validation_at_the_end_is_not_done_again(
     project: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -103,14 +114,8 @@ def test_a_validation_at_the_end_is_not_done_again(
     """A signal came with the last update; what the next start measures, and finds no better, is kept with the run."""
     run = tmp_path / "run"
     settings = ("optimizer.lr=1e-30", "training.validate_every=2", "training.max_updates=5")
-    original = Trainer._update
-
-    def interrupted(trainer: Trainer) -> None:
-        original(trainer)
-        trainer.signals.stop = signal.SIGTERM if trainer.state.update == 5 else None
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_update", interrupted)
+        stop_with_update(patched, 5)
         assert cli(*train_arguments(project, run, *settings)).code == 128 + signal.SIGTERM
     assert cli(*train_arguments(project, run, *settings)).code == 0
     (once,) = [line for line in records(run) if "valid" in line and line["step"] == 5]
@@ -128,14 +133,8 @@ def test_a_validation_that_was_interrupted_reads_by_the_schedules_of_its_update(
     """The variance of the gradient hangs on the temperature, which is a function of the update."""
     gumbel = "{kind: hard, estimator: {kind: gumbel, temperature: {start: 4.0, end: 0.5, updates: 4}}}"
     settings = (f"model.decoder.attention={gumbel}", "training.validate_every=4", "training.max_updates=4")
-    original = Trainer._update
-
-    def interrupted(trainer: Trainer) -> None:
-        original(trainer)
-        trainer.signals.stop = signal.SIGTERM if trainer.state.update == 4 else None
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_update", interrupted)
+        stop_with_update(patched, 4)
         assert cli(*train_arguments(project, tmp_path / "parts", *settings)).code == 128 + signal.SIGTERM
     for run in ("parts", "whole"):
         assert cli(*train_arguments(project, tmp_path / run, *settings)).code == 0
