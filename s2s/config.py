@@ -38,7 +38,7 @@ from s2s.models.rnn_encoder import RNNEncoderSettings
 from s2s.models.seq2seq import ModelSettings
 from s2s.models.transformer import StackSettings, TransformerDecoderSettings, TransformerEncoderSettings
 from s2s.search.beam import SearchSettings
-from s2s.settings import AttentionSettings, Settings
+from s2s.settings import AttentionSettings, MayChange, Settings
 from s2s.training.objective import ObjectiveSettings
 from s2s.training.optimizer import Adam, AnyOptimizer, Plateau
 from s2s.training.trainer import TrainingSettings, frozen
@@ -121,12 +121,12 @@ class Config(Settings):
     """How gradients become updates."""
     training: TrainingSettings = TrainingSettings()
     """The loop."""
-    search: SearchSettings = SearchSettings()
+    search: Annotated[SearchSettings, MayChange(decides=True)] = SearchSettings()
     """How translations are searched for, in validation and by `s2s translate`."""
-    init_from: FilePath | None = None
+    init_from: Annotated[FilePath | None, MayChange(contents=True)] = None
     """A run to start from: its vocabularies, and its best weights wherever name and shape agree; the rest starts
     afresh. So a soft attention can become a hard or a sparse one."""
-    init_like: FilePath | None = None
+    init_like: Annotated[FilePath | None, MayChange(decides=True)] = None
     """Settings of another model: every matrix of the same name and shape in a part of the same kind begins with the
     value that it would begin with there, under this seed. So `s2s compare` lets recipes start alike."""
     seed: Annotated[int, Field(ge=0)] = 1
@@ -211,6 +211,11 @@ def _against(objective: ObjectiveSettings, attention: AttentionSettings | None) 
             "never be told; choose another estimator"
         )
     return None
+
+
+def may_change(key: str) -> MayChange | None:
+    """How a setting, by its dotted key, may change when a run goes on; None where it may not."""
+    return configfile.mark_of(Config, key, MayChange)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -32,6 +32,7 @@ MOST_PROBLEMS = 100  # more than this is another kind of file
 
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
+Mark = TypeVar("Mark")
 
 
 @dataclass(frozen=True)
@@ -696,6 +697,17 @@ def is_settings(annotation: Any) -> bool:
 def field_type(field: FieldInfo) -> Any:
     """The type of a field as it was written, with its marks and limits."""
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+def mark_of(model: type[BaseModel], key: str, kind: type[Mark]) -> Mark | None:
+    """What a setting of ``model``, or the section that it is in, is marked with; the outermost mark counts."""
+    owners = [model]
+    for name in key.split("."):
+        fields = [owner.model_fields[name] for owner in owners if name in owner.model_fields]
+        for mark in (mark for field in fields for mark in field.metadata if isinstance(mark, kind)):
+            return mark
+        owners = [each for field in fields for each in members(field.annotation)]
+    return None
 
 
 def alternatives(annotation: Any) -> list[Any]:

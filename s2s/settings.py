@@ -7,6 +7,7 @@ can be chosen (an attention, an encoder, ...) derives from its kind below, has `
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +25,23 @@ class Settings(BaseModel):
         validate_default=True,
         protected_namespaces=(),
     )
+
+
+@dataclass(frozen=True)
+class MayChange:
+    """Marks a setting, or a whole section, that may have another value when a run goes on; others may not."""
+
+    exact: bool = True
+    """Whether the rest of the run is then, to the bit, what it would have been."""
+    contents: bool = False
+    """Whether it names texts or runs whose contents are compared instead: they may have been moved."""
+    decides: bool = False
+    """Whether it decides what the run ends with: in a comparison another value is another training."""
+
+    def __str__(self) -> str:
+        if self.contents:
+            return "May name another place when a run goes on."
+        return f"May change when a run goes on{'' if self.exact else ', which is then no longer the same to the bit'}."
 
 
 def by_name(value: Any) -> Any:

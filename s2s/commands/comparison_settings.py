@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from s2s import config as configuration
 from s2s import configfile
 from s2s.checkpoint import replace_file
-from s2s.commands.train import MAY_CHANGE, resolved
+from s2s.commands.train import resolved
 from s2s.config import Config
 from s2s.configfile import FilePath, NewPath
 from s2s.data.prepare import DataSettings, PairFiles
@@ -282,17 +282,10 @@ def require_same_training(cell: Cell) -> None:
     before, now = (one.model_dump(mode="json") for one in (configuration.load(run.config), resolved(cell.config)))
     for key, old, new in configfile.differences(before, now):
         moved = key == "init_like" and old and new and Path(str(old)).name == Path(str(new)).name
-        if (key.startswith(_DECISIVE) and not moved) or not key.startswith(MAY_CHANGE):
+        mark = configuration.may_change(key)
+        if mark is None or (mark.decides and not moved):
             what = f"was trained under other settings: {key}: {old} -> {new}"
             raise ConfigError(cell.run, what, "restore them, give another --output, or remove that run")
-
-
-_DECISIVE = (
-    "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience",
-    "training.skip_nonfinite", "training.precision", "training.compile", "search", "init_like",
-)  # fmt: skip
-"""Settings that a training may go on under when they have changed, but that make it another one; by those of search
-validation chose its best."""
 
 
 # --- trainings --------------------------------------------------------------------------------------------------------

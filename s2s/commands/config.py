@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from s2s import configfile
 from s2s.configfile import Key, dotted
 from s2s.errors import ConfigError, DataError, SystemRefused, printable
+from s2s.settings import MayChange
 
 if TYPE_CHECKING:
     from s2s.data.text import Pair
@@ -196,11 +197,12 @@ def _documentation(settings: type[BaseModel]) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    """What is said about a setting: at the field or, for a section, at its class."""
-    if field.description:
-        return field.description
-    sections = configfile.alternatives(field.annotation)
-    return _documentation(sections[0]) if len(sections) == 1 and configfile.is_settings(sections[0]) else ""
+    """What is said about a setting: at the field or, for a section, at its class; and whether it may change."""
+    text = field.description
+    if not text:
+        sections = configfile.alternatives(field.annotation)
+        text = _documentation(sections[0]) if len(sections) == 1 and configfile.is_settings(sections[0]) else ""
+    return " ".join([text, *(str(mark) for mark in field.metadata if isinstance(mark, MayChange))])
 
 
 def _summary(text: str) -> str:

@@ -60,20 +60,6 @@ from s2s.training.trainer import (
 from s2s.training.view import Kind, Sample, view_of
 from s2s.tree import map_tree
 
-_EXACT = (
-    "training.max_updates", "training.max_epochs", "training.max_minutes", "training.patience", "training.samples",
-    "training.log_every", "training.tensorboard", "training.save_every", "training.keep_last", "training.keep_best",
-    "training.usr1", "training.skip_nonfinite", "training.wait_minutes", "training.checkpoint_activations", "search",
-    "data.test", "data.cache", "data.valid", "data.train.source", "data.train.target", "data.train.links", "init_like",
-    "objective.teacher.run",
-)  # fmt: skip
-"""Settings that may change between two parts of a run; of texts and of a teacher the content is compared, not the
-name."""
-_INEXACT = ("training.precision", "training.device", "training.compile")
-"""Settings that may change, but then the run is no longer what an undisturbed one would have been."""
-MAY_CHANGE = (*_EXACT, *_INEXACT, "data.train", "init_from")
-"""Settings that may change, of some of them their contents may not."""
-
 
 def train(
     config_path: Path,
@@ -346,19 +332,20 @@ def _compare_settings(state: dict[str, Any], config: Config) -> None:
         saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
     refused = []
     for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
+        mark = configuration.may_change(key)
         if key == "training.max_updates" and config.optimizer.schedule.by_the_end:
             kind = config.optimizer.schedule.kind
             warn(f"{key}: {old} -> {new}: schedule {kind} is stretched to the last update, so the rate leaps here")
         elif (
-            key.startswith(_EXACT)
-            or (key == "data.train" and _unnamed(old) == _unnamed(new))
-            or (key == "init_from" and _is_of(new, state.get("init_from")))
+            mark is None
+            or (key == "data.train" and _unnamed(old) != _unnamed(new))
+            or (key == "init_from" and not _is_of(new, state.get("init_from")))
         ):
-            say(f"changed since the checkpoint: {key}: {old} -> {new}")
-        elif key.startswith(_INEXACT):
-            warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")
-        else:
             refused.append(f"{key}: {old} -> {new}")
+        elif mark.exact:
+            say(f"changed since the checkpoint: {key}: {old} -> {new}")
+        else:
+            warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")
     if refused:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import sentencepiece
 from pydantic import Field, field_validator, model_validator
@@ -42,7 +42,7 @@ from s2s.data.tokenizer import SamplingSettings, SentencePieceSettings, Tokenize
 from s2s.errors import CheckpointError, DataError
 from s2s.interfaces import UNK
 from s2s.progress import Meter
-from s2s.settings import Settings
+from s2s.settings import MayChange, Settings
 
 Notify = Callable[[str], None]
 Fingerprint = dict[str, dict[str, Any]]
@@ -88,11 +88,11 @@ class TrainFiles(PairFiles):
 class DataSettings(Settings):
     """The texts to learn from and to measure on."""
 
-    train: PairFiles | tuple[TrainFiles, ...]
+    train: Annotated[PairFiles | tuple[TrainFiles, ...], MayChange(contents=True)]
     """What the model learns from: a source and a target, or a list of such."""
-    valid: PairFiles | None = None
+    valid: Annotated[PairFiles | None, MayChange(contents=True)] = None
     """What progress is measured on during training."""
-    test: PairFiles | None = None
+    test: Annotated[PairFiles | None, MayChange()] = None
     """What `s2s eval` measures on."""
     temperature: float | None = Field(default=None, gt=0)
     """Of several corpora each has a share of an epoch in proportion to its pairs to the power 1 / temperature: 1 is
@@ -109,7 +109,7 @@ class DataSettings(Settings):
     hashes of eight bytes."""
     invalid_utf8: Invalid = "error"
     """What to do with a line that is not UTF-8: refuse the file, put U+FFFD (replace), or leave out the pair (drop)."""
-    cache: NewPath | None = None
+    cache: Annotated[NewPath | None, MayChange()] = None
     """Where encoded corpora are kept for the next run; null is a folder beside the run."""
 
     @property

@@ -51,7 +51,7 @@ from s2s.draws import gumbel
 from s2s.interfaces import BOS, NOTHING, PAD, Before, Decoded, Decoder, Memory, Totals
 from s2s.products import more_rows
 from s2s.schedules import Ramp, is_probability, value_at
-from s2s.settings import Settings
+from s2s.settings import MayChange, Settings
 from s2s.tree import join_time, take
 
 _BLOCK = 2**24
@@ -238,7 +238,7 @@ class GuidedSettings(Settings):
 class TeacherSettings(Settings):
     """Distillation word by word: learn what another run predicts after the same words, too (Kim & Rush 2016)."""
 
-    run: FilePath
+    run: Annotated[FilePath, MayChange(contents=True)]
     """A run with a model of any kind, best checkpoint; its vocabularies are taken over."""
     weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """The teacher's share of the loss; the right words have the rest."""

@@ -27,7 +27,7 @@ from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DivergedError, SystemRefused, is_out_of_memory
 from s2s.failpoints import hit
 from s2s.progress import warn
-from s2s.settings import Settings
+from s2s.settings import MayChange, Settings
 from s2s.training.metrics import MetricsLog
 from s2s.training.objective import Sums, TrainingStep
 from s2s.training.optimizer import Optimizer, Plateau, expected_moments, moments, restore, unstepped
@@ -45,55 +45,55 @@ _PART, _TOTAL, _COUNT = "part ", "total ", "count "  # what comes before a name 
 class TrainingSettings(Settings):
     """The loop."""
 
-    max_updates: Annotated[int, Field(ge=1)] = 8000
+    max_updates: Annotated[int, Field(ge=1), MayChange(decides=True)] = 8000
     """Updates after which training ends."""
-    max_epochs: Annotated[int, Field(ge=1)] | None = None
+    max_epochs: Annotated[int | None, Field(ge=1), MayChange(decides=True)] = None
     """Passes over the corpus after which training ends."""
-    max_minutes: Annotated[float, Field(gt=0)] | None = None
+    max_minutes: Annotated[float | None, Field(gt=0), MayChange(decides=True)] = None
     """Minutes of training (validation and saving not counted, over all resumes) after which it ends. A run that time
     ended is not repeatable to the bit."""
     validate_every: Annotated[int, Field(ge=1)] = 250
     """Updates between validations."""
-    save_every: Annotated[int, Field(ge=1)] = 250
+    save_every: Annotated[int, Field(ge=1), MayChange()] = 250
     """Updates between checkpoints."""
-    keep_last: Annotated[int, Field(ge=1)] = 2
+    keep_last: Annotated[int, Field(ge=1), MayChange()] = 2
     """Newest checkpoints that are kept; the best one is kept besides."""
-    keep_best: Annotated[int, Field(ge=1)] = 1
+    keep_best: Annotated[int, Field(ge=1), MayChange()] = 1
     """Checkpoints that are kept because they are best in ``stop_on``, as `s2s average --best` needs them; with more
     than one every validation is followed by a save."""
     stop_on: Metric = "bleu"
     """What a better checkpoint is better in."""
-    patience: Annotated[int, Field(ge=1)] | None = 10
+    patience: Annotated[int | None, Field(ge=1), MayChange(decides=True)] = 10
     """Validations without a better value of ``stop_on`` after which training ends; null: never."""
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    precision: Annotated[Literal["auto", "float32", "bf16", "fp16"], MayChange(exact=False, decides=True)] = "auto"
     """Arithmetic of products; weights and sums stay float32. auto: bf16 where the hardware multiplies it natively."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], MayChange(exact=False)] = "auto"
     """Where to train; auto: a GPU if there is one."""
     frozen: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Parts of the model that stay as they begin, such as [encoder, decoder] where init_from gives them and what is new
     is to learn alone: all parameters whose names are one of these, or begin with one and a dot. A shared matrix has the
     names of all its places."""
-    checkpoint_activations: bool = False
+    checkpoint_activations: Annotated[bool, MayChange()] = False
     """Keep only what enters each layer of a Transformer or of convolutions and compute the rest again in the backward
     pass: less memory, more time, the same losses to the bit."""
-    compile: bool = False
+    compile: Annotated[bool, MayChange(exact=False, decides=True)] = False
     """Compile the feed-forward parts of a Transformer's layers (torch.compile): minutes at the start, and the same
     losses up to rounding. Needs a C++ compiler on a CPU."""
-    skip_nonfinite: Annotated[int, Field(ge=0)] = 0
+    skip_nonfinite: Annotated[int, Field(ge=0), MayChange(decides=True)] = 0
     """Updates in a row whose loss or gradient is not finite that are left out before training ends with exit code 5."""
-    usr1: Literal["save", "exit"] = "save"
+    usr1: Annotated[Literal["save", "exit"], MayChange()] = "save"
     """What the signal USR1 does: save and go on, or save and exit with code 138 (SLURM's ``--signal=USR1@120``)."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Validate and translate with an exponential moving average of the weights, of this decay; early updates count as
     min(ema, (1 + n) / (10 + n))."""
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, MayChange()] = False
     """Write TensorBoard's event files into the run's folder ``tensorboard`` too; needs the extra s2s[tensorboard]."""
-    samples: Annotated[int, Field(ge=0)] = 2
+    samples: Annotated[int, Field(ge=0), MayChange()] = 2
     """Translations shown at each validation."""
-    wait_minutes: Annotated[float, Field(gt=0)] = 10.0
+    wait_minutes: Annotated[float, Field(gt=0), MayChange()] = 10.0
     """Minutes that one of several processes waits in an update for the others before it gives them up. Validation and
     saving, which one does alone, may take longer."""
-    log_every: Annotated[int, Field(ge=1)] = 50
+    log_every: Annotated[int, Field(ge=1), MayChange()] = 50
     """Updates between lines on the terminal; metrics.jsonl has every update."""
 
 

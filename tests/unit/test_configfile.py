@@ -21,9 +21,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from s2s import configfile
 from s2s.commands import config as commands
-from s2s.configfile import FilePath, Place, differences, dump, load, validate
+from s2s.configfile import FilePath, Place, differences, dump, load, mark_of, validate
 from s2s.errors import ConfigError, DataError, UsageError, printable
-from s2s.settings import Settings
+from s2s.settings import MayChange, Settings
 
 # A settings page as a tool might have it: kinds, generics, lists, paths, rules over several keys.
 
@@ -692,6 +692,45 @@ def test_differences() -> None:
     before = {"a": {"b": 1, "c": 2}, "d": [1], "e": {"f": 1}, "same": {"x": 1}}
     after = {"a": {"b": 1, "c": 3}, "d": [2], "e": None, "same": {"x": 1}, "g": 4}
     assert differences(before, after) == [("a.c", 2, 3), ("d", [1], [2]), ("e", {"f": 1}, None), ("g", None, 4)]
+
+
+class Inner(Settings):
+    free: Annotated[int, MayChange()] = 1
+    """Any number."""
+    fixed: int = 1
+    """One number."""
+
+
+class Marked(Settings):
+    one: Inner = Inner()
+    """A section."""
+    other: Annotated[Inner | None, MayChange(contents=True)] = None
+    """A section that counts as a whole."""
+    several: tuple[Inner, ...] = ()
+    """Sections."""
+    rough: Annotated[bool, MayChange(exact=False)] = False
+    """Any value."""
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("one", None), ("one.free", MayChange()), ("one.fixed", None), ("other", MayChange(contents=True)),
+        ("other.free", MayChange(contents=True)), ("other.fixed", MayChange(contents=True)), ("several", None),
+        ("several.free", MayChange()), ("rough", MayChange(exact=False)), ("rough.more", MayChange(exact=False)),
+        ("nothing", None), ("one.nothing", None), ("fixed.free", None), ("freed", None), ("roughly", None),
+    ],
+)  # fmt: skip
+def test_the_mark_of_a_setting_or_of_its_section(key: str, expected: MayChange | None) -> None:
+    assert mark_of(Marked, key, MayChange) == expected
+
+
+def test_what_may_change_is_told_beside_the_setting() -> None:
+    assert commands.description(Marked, "one.free").splitlines()[1] == "    Any number. May change when a run goes on."
+    assert commands.description(Marked, "one.fixed").splitlines()[1] == "    One number."
+    text = commands.reference(Marked)
+    assert "| A section that counts as a whole. May name another place when a run goes on. |" in text
+    assert "| Any value. May change when a run goes on, which is then no longer the same to the bit. |" in text
 
 
 # Commands ------------------------------------------------------------------------------------------------------------
