@@ -57,9 +57,10 @@ class ComparisonSettings(Settings):
     """Settings of trainings, as `s2s train --config` takes them. A system is named after its file."""
     axes: dict[Label, dict[Label, tuple[str, ...]]] = {}  # noqa: RUF012 - pydantic copies it
     """What else varies: of each axis its choices, each a list of KEY=VALUE over every recipe; every recipe meets every
-    choice of every axis, and the choices join the name of the system."""
+    choice of every axis, and the choices join the name of the system. In a value {seed} is the seed of the training."""
     overrides: tuple[str, ...] = ()
-    """KEY=VALUE over every recipe; the choices of the axes come after these."""
+    """KEY=VALUE over every recipe; the choices of the axes come after these. In a value {seed} is the seed of the
+    training, as in init_from=runs/first-{seed}."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (1, 2, 3)
     """A training each, of every system."""
     runs: tuple[FilePath, ...] = ()
@@ -299,6 +300,10 @@ class _System(NamedTuple):
     choices: tuple[str, ...]
     overrides: tuple[str, ...]
 
+    def under(self, seed: int) -> tuple[str, ...]:
+        """The overrides of the training that has this seed."""
+        return (*(override.replace("{seed}", str(seed)) for override in self.overrides), f"seed={seed}")
+
 
 def _systems(settings: ComparisonSettings) -> Iterator[_System]:
     axes = [list(choices.items()) for choices in settings.axes.values()]
@@ -317,7 +322,7 @@ def _firsts(settings: ComparisonSettings, systems: Sequence[_System], output: Pa
     heads = {system.choices: system for system in systems if system.recipe == baseline.recipe}
     found: dict[str, First] = {}
     for choices, head in heads.items():
-        config = _config(head, ("seed=0",))  # the seed is that of each training
+        config = _config(head, head.under(0))  # the seed is that of each training
         path = output / "first" / f"{head.name.replace(' ', '-')}-{_hash(_start(config))[:8]}.yaml"
         others = [other.name for other in systems if other.choices == choices and other is not head]
         found |= dict.fromkeys(others, First(path, config))
@@ -330,16 +335,16 @@ def _start(config: Config) -> dict[str, object]:
 
 
 def _cell(system: _System, seed: int, first: First | None, output: Path) -> Cell:
-    more = [f"seed={seed}"]
+    overrides = system.under(seed)
     if first is not None:
-        more.append(f"init_like={configfile.inline(str(first.path))}")
-    config, run = _config(system, more), output / "runs" / _file_name(system.name, seed)
-    return Cell(system.name, seed, run, config, system.recipe, (*system.overrides, *more), first)
+        overrides = (*overrides, f"init_like={configfile.inline(str(first.path))}")
+    config, run = _config(system, overrides), output / "runs" / _file_name(system.name, seed)
+    return Cell(system.name, seed, run, config, system.recipe, overrides, first)
 
 
-def _config(system: _System, more: Sequence[str]) -> Config:
+def _config(system: _System, overrides: Sequence[str]) -> Config:
     try:
-        return configuration.load(system.recipe, [*system.overrides, *more])
+        return configuration.load(system.recipe, overrides)
     except ConfigError as error:
         given = f"{configfile.Place()}: "  # where there is no file
         problems = tuple(

@@ -73,6 +73,21 @@ def test_every_recipe_meets_every_choice_and_every_seed(folder: Path) -> None:
     assert cells[-2].config.model.dropout == 0.5
 
 
+def test_overrides_may_name_the_seed(folder: Path) -> None:
+    """So that each training of a second stage begins from that of its own seed."""
+    axes = {"by": {"soft": [], "taught": ["objective.teacher={run: big-{seed}}"]}}
+    settings = grid(folder, axes=axes, seeds=[2, 11], overrides=["init_from=runs/first-{seed}"], alike=False)
+    (_, taught, *_, last) = cells_of(settings, folder / "out")
+    assert {setting: run.name for setting, run in taught.config.runs_before.items()} == {
+        "init_from": "first-2",
+        "teacher": "big-2",
+    }
+    assert [run.name for run in last.config.runs_before.values()] == ["first-11", "big-11"]
+    assert last.overrides[:2] == ("init_from=runs/first-11", "objective.teacher={run: big-11}")
+    with pytest.raises(ConfigError, match=r"overrides and axes: .*droput"):
+        cells_of(grid(folder, overrides=["model.droput={seed}"]), folder / "out")
+
+
 def test_systems_start_like_the_baseline_of_their_size(folder: Path) -> None:
     settings = grid(folder, axes=AXES, seeds=[1], baseline="b large wet")
     for cell in cells_of(settings, folder / "out"):
