@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -123,21 +124,27 @@ def _process(task: Task, device: str | None, answer: connection.Connection) -> N
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before anything asks for a GPU
     _log_to(task.log)
     threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    told = _done(task)
+    with suppress(BrokenPipeError):  # nobody is left to hear it
+        answer.send(told)
+
+
+def _done(task: Task) -> tuple[int, str]:
+    """Do the task; code and reason."""
     try:
         do(task)
-        answer.send((0, ""))
     except S2SError as error:
         say(f"s2s: error: {error}")
-        answer.send((error.code, str(error)))
+        return error.code, str(error)
     except OSError as error:
-        answer.send((6, f"{error}; see {task.log}"))
         traceback.print_exc()
+        return 6, f"{error}; see {task.log}"
     except Exception as error:
         traceback.print_exc()
         if is_out_of_memory(error):
-            answer.send((SystemRefused.code, f"{out_of_memory()}; see {task.log}"))
-            return
-        answer.send((1, f"{type(error).__name__}: {error}; this is a bug in s2s; see {task.log}"))
+            return SystemRefused.code, f"{out_of_memory()}; see {task.log}"
+        return 1, f"{type(error).__name__}: {error}; this is a bug in s2s; see {task.log}"
+    return 0, ""
 
 
 def do(task: Task) -> None:

@@ -305,6 +305,7 @@ def test_killed_workers_and_a_killed_parent_change_nothing(grids: Path, finished
     assert last.code == 0, last.err
     assert_same_run(run, finished)
     assert rows(grids / "one")["rnn-1"]["updates"] == 40 and free(run)
+    assert "Traceback" not in (grids / "one" / "logs" / "rnn-1.txt").read_text()
 
 
 def test_a_signal_stops_all_and_saves(grids: Path) -> None:
