@@ -43,6 +43,15 @@ def strict_json(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def whole(text: str) -> str:
+    """The same text. Raises ValueError for half of a surrogate pair in it: JSON can spell one, UTF-8 has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"character {error.start + 1} is half of a surrogate pair; send whole ones") from None
+    return text
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):

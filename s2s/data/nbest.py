@@ -16,9 +16,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from s2s.data.text import printable_output, read_raw_lines
+from s2s.data.text import LONGEST_LINE, printable_output, read_raw_lines
 from s2s.errors import DataError
-from s2s.strictjson import finite, json_line, strict_json
+from s2s.strictjson import finite, json_line, strict_json, whole
 
 ListForm = Literal["tsv", "jsonl"]
 Form = Literal["text", "tsv", "jsonl"]
@@ -60,7 +60,7 @@ def read_nbest(path: Path) -> tuple[ListForm, Iterator[NBest]]:
 
     Raises DataError, at the list where it is, for anything that is not as described above.
     """
-    lines = read_raw_lines(path)
+    lines = read_raw_lines(path, longest=64 * LONGEST_LINE)  # one has many translations
     first = next(lines, None)
     if first is None:
         return "tsv", iter(())
@@ -110,6 +110,7 @@ def _from_json(text: str, number: int, where: str) -> NBest:
     line, source, hypotheses = (more.pop(name, None) for name in ("line", "source", "hypotheses"))
     if type(line) is not int or not isinstance(source, str | None) or not isinstance(hypotheses, list):
         raise DataError(where, "is not an object with a line, its source and its hypotheses", _TODO)
+    _require_whole(source or "", where)
     if line != number:
         raise DataError(where, f"says that it is line {line}", "the lists must stand in the order of their lines")
     if not hypotheses:
@@ -122,7 +123,15 @@ def _listed(found: Any, where: str) -> Listed:
     text, score = more.pop("text", None), more.pop("score", False)
     if not isinstance(text, str) or not (score is None or type(score) in (int, float)):
         raise DataError(where, "a hypothesis is not an object with a text and a score", _TODO)
+    _require_whole(text, where)
     return Listed(text, -math.inf if score is None else _bounded(score, where), more)
+
+
+def _require_whole(text: str, where: str) -> None:
+    try:
+        whole(text)
+    except ValueError as error:
+        raise DataError(where, str(error)) from None
 
 
 def _bounded(score: int | float, where: str) -> float:

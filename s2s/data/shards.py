@@ -348,7 +348,10 @@ def open_corpus(folder: Path, describe: Callable[[Path], dict[str, Any]] = descr
         if not _fits(corpus):
             raise DataError(folder, "is damaged: its description does not fit its columns", "remove it")
         return corpus
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError, OSError) as error:
+    except (
+        ValueError, RecursionError, LookupError, TypeError, AttributeError, FileNotFoundError, NotADirectoryError
+    ) as error:  # fmt: skip
+        # Not other OSErrors: who is told of damage removes it, and a disk that does not answer has damaged nothing.
         raise DataError(folder, f"is damaged: {error}", "remove it") from error
 
 

@@ -173,15 +173,19 @@ def _opened(path: Path, allow_pipe: bool) -> Iterator[io.BufferedIOBase]:
             yield stream
 
 
-def read_raw_lines(path: Path | str) -> Iterator[str]:
+def read_raw_lines(path: Path | str, longest: int = LONGEST_LINE) -> Iterator[str]:
     """The lines of a file, plain or gzip, as scores compare them: nothing normalised, white space at the end left off.
 
-    sacreBLEU reads its files so. Raises DataError as `read_lines`, and for bytes that are not UTF-8.
+    sacreBLEU reads its files so. Raises DataError as `read_lines`, for bytes that are not UTF-8, and for a line of more
+    than ``longest`` bytes: none can be left out, or the others would no longer stand beside theirs.
     """
     counts = TextCounts()
     with _opened(Path(path), allow_pipe=True) as stream, _told_where(str(path), counts):
-        while raw := stream.readline(-1):
+        while raw := stream.readline(longest + 1):
             counts.lines += 1
+            if len(raw) > longest and not raw.endswith(b"\n"):
+                what = f"line {counts.lines} is longer than {longest} bytes"
+                raise DataError(path, what, "break it into lines, or name another file")
             try:
                 text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -599,7 +603,8 @@ class OutputFile:
         that are good; it is gone on with. What the system refuses, here and later, is SystemRefused.
         """
         self.path = Path(path)
-        self._target = Path(os.path.realpath(path))  # a link stays, the file behind it is replaced
+        # A link stays, the file behind it is replaced; a pipe that has no name of its own is behind no path.
+        self._target = Path(path) if _is_special(path) else Path(os.path.realpath(path))
         self._partial = self._target.with_name(f"{self._target.name}.partial")
         for other in inputs:
             if _is_same_file(self._target, other) or _is_same_file(self._partial, other):
@@ -702,6 +707,15 @@ class OutputFile:
             error.args = (f"{error}; {note}",)
         else:
             error.add_note(note)
+
+
+def _is_special(path: Path | str) -> bool:
+    """Whether it is there and neither a file nor a folder, but a pipe, a device or a socket."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):  # told where it is opened
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _is_same_file(path: Path, other: Path | str) -> bool:

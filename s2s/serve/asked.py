@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from s2s.search.beam import SearchSettings
 from s2s.settings import Settings
-from s2s.strictjson import strict_json
+from s2s.strictjson import strict_json, whole
 
 BODY = 1 << 20
 """The most bytes of a request's body."""
@@ -36,19 +36,10 @@ class Refused(Exception):
         self.status, self.problems, self.retry = status, problems, retry
 
 
-def _text(value: str) -> str:
-    """JSON can spell half of a surrogate pair, which is no character and has no UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"character {error.start + 1} is half of a surrogate pair; send whole ones") from None
-    return value
-
-
 class Asked(Settings):
     """The body of a request to translate; what is left out is as in the run's own settings of search."""
 
-    sentences: list[Annotated[str, AfterValidator(_text)]] = Field(min_length=1, max_length=SENTENCES)
+    sentences: list[Annotated[str, AfterValidator(whole)]] = Field(min_length=1, max_length=SENTENCES)
     """What to translate."""
     model: str | None = None
     """A name of `GET /api/models`; by default the first."""

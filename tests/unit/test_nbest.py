@@ -99,6 +99,8 @@ def test_lists_are_read_as_they_are_taken(tmp_path: Path) -> None:
         ('{"line": 1, "hypotheses": [{"text": "a", "score": 1}], "more": [-1e999]}', 1, "-1e999 is too large"),
         ('{"line": 1, "hypotheses": [{"text": "a", "score": 1, "more": 1e999}]}', 1, "1e999 is too large"),
         ('{"line": 1, "hypotheses": [{"text": "a", "score": NaN}]}', 1, "NaN is not JSON"),
+        ('{"line": 1, "hypotheses": [{"text": "a\\ud83d", "score": 1}]}', 1, "character 2 is half of a surrogate pair"),
+        ('{"line": 1, "source": "\\udc00", "hypotheses": [{"text": "a", "score": 1}]}', 1, "character 1 is half of a"),
         ('{"line": 2, "hypotheses": [{"text": "a", "score": 1}]}', 1, "says that it is line 2"),
         ('{"line": 1, "line": 1, "hypotheses": [{"text": "a", "score": 1}]}', 1, "a name is there twice"),
         ('{"line": 1, "hypotheses": [{"text": "a", "score": 1}]}\n[]\n', 2, "is not an object"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -118,6 +119,23 @@ def test_a_description_of_something_else(tmp_path: Path, key: str, value: object
     (tmp_path / "c" / "meta.json").write_text(json.dumps(meta | {key: value}))
     with pytest.raises(DataError, match="is damaged: its description does not fit"):
         shards.open_corpus(tmp_path / "c")
+
+
+def test_a_disk_that_does_not_answer_has_damaged_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is damaged is removed and made again; a corpus that cannot be read just now is left where it is."""
+    settings = DataSettings(train=corpus_files(tmp_path))
+    run(tmp_path, settings)
+    before = sorted(tmp_path.rglob("*"))
+
+    def refuse(*arguments: object, **options: object) -> object:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Input/output error"):
+        patch.setattr(np, "memmap", refuse)
+        run(tmp_path, settings)
+    assert sorted(tmp_path.rglob("*")) == before
+    _, notes = run(tmp_path, settings)
+    assert not any("damaged" in note for note in notes)
 
 
 def test_other_format_and_no_corpus(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from s2s.data.text import (
     normalise,
     printable_output,
     read_lines,
+    read_raw_lines,
     read_pairs,
     read_stream,
 )
@@ -701,3 +702,35 @@ def test_a_device_is_written_and_stays_one() -> None:
 def test_reading_text_needs_no_torch() -> None:
     code = "import sys, s2s.data.text; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_pipe_without_a_name_is_written_to() -> None:
+    """As `--output >(gzip > x)` gives one."""
+    reading, writing = os.pipe()
+    try:
+        with OutputFile(f"/dev/fd/{writing}") as output:
+            output.write_line("a")
+        assert os.read(reading, 10) == b"a\n"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_lines_that_must_all_be_there_are_not_read_without_end(tmp_path: Path) -> None:
+    path = tmp_path / "lines.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(b"a\n" + b"x" * 8 + b"\n" + b"x" * 9 + b"\n")
+    assert list(read_raw_lines(path, longest=9)) == ["a", "x" * 8, "x" * 9]
+    found = read_raw_lines(path, longest=8)
+    assert [next(found), next(found)] == ["a", "x" * 8]
+    with pytest.raises(DataError, match=r"lines.gz: line 3 is longer than 8 bytes; break it"):
+        next(found)
+    with gzip.open(path, "wb") as file:
+        for _ in range(32):
+            file.write(b"\0" * (1 << 20))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="line 1 is longer than"):
+        list(read_raw_lines(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * LONGEST_LINE
