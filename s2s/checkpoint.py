@@ -47,6 +47,8 @@ MANIFEST, MODEL, OPTIMIZER, AVERAGE, STATE = (
     "average.safetensors",
     "state.json",
 )
+IDENTITY = "run.json"
+"""What a run's directory says that it is."""
 _STEP = re.compile(r"(?:\.old-)?step-([0-9]{1,18})")
 _LARGEST_JSON = 8 << 20  # bytes of a state, a manifest or a tensor header: 50,000 tensors
 _DEEPEST_JSON = 32
@@ -379,6 +381,34 @@ def _steps(directory: Path) -> list[tuple[int, Path]]:
     return [(int(name[1]), path) for name, path in ordered]
 
 
+def _claim(path: Path) -> tuple[str | None, float | None]:
+    """The run id and score that a checkpoint, perhaps a broken one, says it has."""
+    try:
+        with _open(path / STATE, STATE) as file:
+            state = _read_json(file, STATE)
+        own = require(state, "checkpoint", dict)
+        score = None if own.get("score") is None else require(own, "score", float)
+        return require(state, "run_id", str), score
+    except (CheckpointError, OSError):
+        return None, None
+
+
+def _own(run: Path, found: list[tuple[int, Path]], warn: Warn) -> list[tuple[int, Path]]:
+    """Without those that another run has saved and a copy has brought here; each is told."""
+    try:
+        run_id = json.loads((run / IDENTITY).read_bytes())["id"]
+    except (OSError, ValueError, LookupError, TypeError):  # told where a training wants to go on
+        return found
+    kept = []
+    for step, path in found:
+        owner, _ = _claim(path)
+        if owner in (None, run_id):
+            kept.append((step, path))
+        else:
+            warn(f"passing over {path}: belongs to another run ({owner}, this is {run_id})")
+    return kept
+
+
 def _pointer(path: Path) -> int | None:
     """The step that ``latest`` or ``best`` names; None where it is missing or says nothing of the kind."""
     with suppress(OSError, UnicodeDecodeError):
@@ -401,9 +431,13 @@ def _choose(path: Path, which: str, warn: Warn) -> Path:
     """The directory of the checkpoint that is asked for, in a run's directory or itself one."""
     if not path.is_dir():
         _refuse_file(path)
-    if os.path.lexists(path / MANIFEST) or _STEP.fullmatch(path.resolve().name):
+    name = _STEP.fullmatch(path.resolve().name)
+    if name or os.path.lexists(path / MANIFEST):
+        asked = _STEP.fullmatch(which)
+        if which != "best" and (asked is None or name is None or int(asked[1]) != int(name[1])):
+            raise CheckpointError(path, f"is one checkpoint, and not {which!r}", "give the directory of its run")
         return path
-    ordered = _steps(path / "checkpoints")
+    ordered = _own(path, _steps(path / "checkpoints"), warn)
     if not ordered:
         raise CheckpointError(path, "no checkpoints here", "give the directory of a run that has saved one")
     steps = dict(reversed(ordered))  # the complete one wins over the one it was replacing
@@ -556,7 +590,7 @@ class Checkpoints:
         self.directory.mkdir(parents=True, exist_ok=True)
         target, old = self.directory / _name(step), self.directory / f".old-{_name(step)}"
         temporary = self.directory / f".tmp-{_name(step)}-{os.getpid()}"
-        if target.is_dir() and self._claim(target)[0] not in (None, self.run_id):
+        if target.is_dir() and _claim(target)[0] not in (None, self.run_id):
             raise OSError(errno.EEXIST, f"{target} belongs to another run")
         if temporary.is_dir():  # of a dead process that had our number
             shutil.rmtree(temporary)
@@ -597,17 +631,6 @@ class Checkpoints:
         except OSError as error:
             self.warn(f"could not delete {error.filename or path}: {error.strerror}")
 
-    def _claim(self, path: Path) -> tuple[str | None, float | None]:
-        """The run id and score that a checkpoint, perhaps a broken one, says it has."""
-        try:
-            with _open(path / STATE, STATE) as file:
-                state = _read_json(file, STATE)
-            own = require(state, "checkpoint", dict)
-            score = None if own.get("score") is None else require(own, "score", float)
-            return require(state, "run_id", str), score
-        except (CheckpointError, OSError):
-            return None, None
-
     def _retire(self, current: int) -> None:
         """Delete the checkpoints that need not be kept, now that ``current`` is safe.
 
@@ -615,7 +638,7 @@ class Checkpoints:
         """
         scores: dict[int, float | None] = {}
         for step, path in _steps(self.directory):
-            owner, score = self._claim(path)
+            owner, score = _claim(path)
             if path.name == _name(step) and owner == self.run_id and path not in self._rejected:
                 scores[step] = score
         scored = sorted((-score, step) for step, score in scores.items() if score is not None)
@@ -665,7 +688,7 @@ class Checkpoints:
             warn(f"{self.run / 'latest'}: names no checkpoint; taking the newest")
         reasons = []
         for step, path in ordered:
-            owner, _ = self._claim(path)
+            owner, _ = _claim(path)
             try:
                 if owner not in (None, self.run_id):
                     raise CheckpointError(path.name, f"belongs to another run ({owner}, this is {self.run_id})")

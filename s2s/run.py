@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from s2s import config as configuration
-from s2s.checkpoint import check_tensors, load_model, replace_file, require
+from s2s.checkpoint import IDENTITY, check_tensors, load_model, replace_file, require
 from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.tokenizer import Tokenizers
@@ -30,7 +30,7 @@ from s2s.models.seq2seq import Seq2Seq
 from s2s.progress import warn
 from s2s.training.trainer import own_tensors, seed_forward
 
-_IDENTITY, _CONFIG, _TOKENIZER = "run.json", "config.yaml", "tokenizer"
+_CONFIG, _TOKENIZER = "config.yaml", "tokenizer"
 
 
 def default_directory(config: Path) -> Path:
@@ -59,7 +59,7 @@ class Run:
         used = self.path.is_dir() and any(
             child.name != "LOCK" and not child.name.startswith(".tmp-") for child in self.path.iterdir()
         )
-        if used and not (self.path / _IDENTITY).is_file():
+        if used and not (self.path / IDENTITY).is_file():
             raise UsageError(self.path, "is not empty and not a run of s2s", "use a new --run-dir")
         if used and not resume and not overwrite:
             raise UsageError(self.path, "holds a run already", "use a new --run-dir or --overwrite")
@@ -69,22 +69,22 @@ class Run:
         """Make or reopen the run in its directory, which exists and is locked, and give its id. Raises as `check`."""
         used = self.check(resume, overwrite)
         if used and overwrite:
-            for child in sorted(self.path.iterdir(), key=lambda child: child.name == _IDENTITY):  # it goes last
+            for child in sorted(self.path.iterdir(), key=lambda child: child.name == IDENTITY):  # it goes last
                 if child.name != "LOCK":
                     shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
         if not used or overwrite:
-            replace_file(self.path / _IDENTITY, json.dumps({"id": uuid.uuid4().hex}).encode() + b"\n")
+            replace_file(self.path / IDENTITY, json.dumps({"id": uuid.uuid4().hex}).encode() + b"\n")
         return self.identity()
 
     def identity(self) -> str:
         """The run's id. Raises CheckpointError where it cannot be read."""
         try:
-            found = json.loads((self.path / _IDENTITY).read_bytes())
+            found = json.loads((self.path / IDENTITY).read_bytes())
         except (OSError, ValueError) as error:
-            raise CheckpointError(self.path / _IDENTITY, f"cannot be read: {error}", "use a new --run-dir") from None
+            raise CheckpointError(self.path / IDENTITY, f"cannot be read: {error}", "use a new --run-dir") from None
         if not isinstance(found, dict):
-            raise CheckpointError(self.path / _IDENTITY, "is not a run's identity", "use a new --run-dir")
-        return require(found, "id", str, str(self.path / _IDENTITY))
+            raise CheckpointError(self.path / IDENTITY, "is not a run's identity", "use a new --run-dir")
+        return require(found, "id", str, str(self.path / IDENTITY))
 
     def write_config(self, config: Config) -> None:
         """Keep the resolved settings; a file that says the same already is left alone."""

@@ -110,10 +110,11 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
 
 def require_finished(run: Path) -> None:
     """Raises CheckpointError for a run whose training has not come to its end; one of averaged weights has."""
-    loaded = load_model(run, "latest", warn)
+    whole = run_of(run)
+    loaded = load_model(whole.path, "latest", warn)
     if "averaged" in loaded.snapshot.state:
         return
-    settings = configuration.load(run_of(run).config).training
+    settings = configuration.load(whole.config).training
     if limit_met(state_of(loaded.snapshot, str(run)), settings) is None:
         what = f"its training stands at update {loaded.step} and is not finished"
         raise CheckpointError(run, what, "let it finish: s2s train with its settings and this --run-dir")

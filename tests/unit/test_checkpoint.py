@@ -606,6 +606,29 @@ def test_only_checkpoints_of_another_run(run: Path) -> None:
         Checkpoints(run, "other", 1).load_newest(lambda _: None)
 
 
+@pytest.mark.fault("D7")
+def test_checkpoints_of_another_run_are_not_translated_with(run: Path) -> None:
+    (run / "run.json").write_text('{"id": "mine"}')
+    saved(run, 99_999, run_id="foreign")
+    (run / "best").unlink(missing_ok=True)
+    for which in ("best", "latest"):
+        said: list[str] = []
+        assert load_model(run, which, said.append).step == 14
+        assert "step-00099999: belongs to another run (foreign, this is mine)" in said[0]
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'step-99999'"):
+        load_model(run, "step-99999", said.append)
+    (run / "run.json").write_text("[]")  # then nobody knows whose these are
+    assert load_model(run, "step-99999", said.append).step == 99_999
+
+
+def test_one_checkpoint_is_no_other(run: Path) -> None:
+    path = run / "checkpoints" / "step-00000007"
+    assert load_model(path).step == load_model(path, "step-7").step == load_model(path, "step-00000007").step == 7
+    for which in ("latest", "step-14", "nonsense"):
+        with pytest.raises(CheckpointError, match=f"is one checkpoint, and not '{which}'; give the directory of its"):
+            load_model(path, which)
+
+
 # ---------------------------------------------------------------------------------------------- retention
 
 

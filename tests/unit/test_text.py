@@ -33,8 +33,8 @@ from s2s.data.text import (
     normalise,
     printable_output,
     read_lines,
-    read_raw_lines,
     read_pairs,
+    read_raw_lines,
     read_stream,
 )
 from s2s.errors import DataError, S2SError, Stopped, SystemRefused, UsageError
