@@ -145,7 +145,6 @@ def translate(
     max_restarts: MaxRestarts = 0,
 ) -> None:
     """Translate a text file or standard input, line for line."""
-    _die_with_a_closed_pipe()
     from s2s.commands.translate import Options
     from s2s.commands.translate import translate as command
 
@@ -211,7 +210,6 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score translations: BLEU, chrF, TER. With signatures, intervals and p-values, of models and of files."""
-    _die_with_a_closed_pipe()
     from s2s.commands.evaluate import Options
     from s2s.commands.evaluate import evaluate as command
 
@@ -242,7 +240,6 @@ def score(
     strict: Strict = False,
 ) -> None:
     """Print the log-probability of each pair of lines."""
-    _die_with_a_closed_pipe()
     from s2s.commands.score import score as command
 
     command(
@@ -276,7 +273,6 @@ def align(
     strict: Strict = False,
 ) -> None:
     """Link the words of given pairs through attention."""
-    _die_with_a_closed_pipe()
     from s2s.commands.align import align as command
 
     command(
@@ -302,7 +298,6 @@ def rescore(
     strict: Strict = False,
 ) -> None:
     """Rank n-best lists again by the scores of models."""
-    _die_with_a_closed_pipe()
     from s2s.commands.rescore import rescore as command
 
     command(
@@ -325,7 +320,6 @@ def mbr(
     overwrite: Overwrite = False,
 ) -> None:
     """Choose from samples or n-best lists by minimum Bayes risk."""
-    _die_with_a_closed_pipe()
     from s2s.commands.mbr import mbr as command
 
     command(nbest, output, utility=utility, weights=weights, form=form, overwrite=overwrite)
@@ -469,7 +463,6 @@ def compare(
 @config_app.command("show")
 def config_show(config: ConfigFile, overrides: Overrides = None) -> None:
     """Print every setting of a file. With its parents, and the defaults filled in."""
-    _die_with_a_closed_pipe()
     from s2s.commands.config import show
 
     show(config, overrides or ())
@@ -488,7 +481,6 @@ def config_describe(
     key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="For instance optimizer.lr.")] = None,
 ) -> None:
     """Explain a setting or a section."""
-    _die_with_a_closed_pipe()
     from s2s.commands.config import describe
 
     describe(key)
@@ -497,7 +489,6 @@ def config_describe(
 @config_app.command("schema")
 def config_schema() -> None:
     """Print the JSON Schema of the settings, for editors."""
-    _die_with_a_closed_pipe()
     from s2s.commands.config import schema
 
     schema()
@@ -520,11 +511,6 @@ def _check_restarts(devices: int | None, max_restarts: int) -> None:
         raise UsageError("--max-restarts", "belongs to --devices", "add --devices N")
 
 
-def _die_with_a_closed_pipe() -> None:
-    """A reader that stops reading (``| head``) ends this program silently, as it ends others."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-
-
 def _fail(error: S2SError) -> int:
     if error.told:
         return error.code
@@ -544,8 +530,6 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command and give its exit code."""
     try:
         result = app(arguments, standalone_mode=False, prog_name="s2s")
-        if sys.stdout is not None:
-            sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except S2SError as error:
         if os.environ.get("S2S_TRACEBACK"):
@@ -553,6 +537,10 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(error)
     except typer.Exit as error:
         return int(error.exit_code)
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # so the parser ends where its help finds no reader
+            _end_silently()
+        raise
     except (KeyboardInterrupt, typer.Abort):
         say("s2s: stopped")
         return 128 + signal.SIGINT
@@ -580,10 +568,23 @@ def main() -> NoReturn:
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
+    except BrokenPipeError:
+        _end_silently()
     except OSError:
         code = code or 6
         os._exit(code)  # the interpreter would try to flush again, and complain
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:  # nobody reads what was said; the interpreter would make a fault of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     sys.exit(code)
+
+
+def _end_silently() -> NoReturn:
+    from s2s.commands.output import end_silently
+
+    end_silently()
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
@@ -17,8 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from s2s import configfile
+from s2s.commands.output import answer
 from s2s.configfile import Key, dotted
 from s2s.errors import ConfigError, DataError, SystemRefused, printable
+from s2s.progress import say
 from s2s.settings import MayChange
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def show(path: Path, overrides: Sequence[str] = ()) -> None:
     """Print the file as it would be used: what it extends merged, overrides applied, every default written out."""
     from s2s.config import load
 
-    print(configfile.dump(load(path, overrides).model_dump(mode="json")), end="")
+    answer(configfile.dump(load(path, overrides).model_dump(mode="json")).removesuffix("\n"))
 
 
 def check(path: Path, overrides: Sequence[str] = ()) -> None:
@@ -47,21 +48,21 @@ def check(path: Path, overrides: Sequence[str] = ()) -> None:
     ]
     if missing:
         raise ConfigError("", missing[0], problems=tuple(missing))
-    print(f"{printable(path)}: ok")
+    answer(f"{printable(path)}: ok")
 
 
 def describe(key: str | None = None) -> None:
     """Print what can be said about one key path, or about the sections of a file."""
     from s2s.config import Config
 
-    print(description(Config, key))
+    answer(description(Config, key))
 
 
 def schema() -> None:
     """Print the JSON Schema of a configuration file, for editors."""
     from s2s.config import Config
 
-    print(json.dumps(Config.model_json_schema(), indent=2))
+    answer(json.dumps(Config.model_json_schema(), indent=2))
 
 
 # Describing ----------------------------------------------------------------------------------------------------------
@@ -305,7 +306,7 @@ def new(source: Path, target: Path, out: Path) -> None:
     files = {part: [OutputFile(path, inputs=(source, target)) for path in both] for part, both in paths.items()}
     counts = PairCounts()
     valid, test = _held_out([_digest(pair) for pair in read_pairs(source, target, max_length=_LONGEST, counts=counts)])
-    print(counts.summary(), file=sys.stderr)
+    say(counts.summary())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -325,8 +326,8 @@ def new(source: Path, target: Path, out: Path) -> None:
                 file.write_line(text)
         for line in _TEMPLATE.format(**{part: _sides(both, out.parent) for part, both in paths.items()}).splitlines():
             config.write_line(line)
-    print(f"wrote {printable(out)}; train, valid and test texts are in {printable(folder)}", file=sys.stderr)
-    print(printable(shlex.join(["s2s", "train", "--config", str(out)])))
+    say(f"wrote {out}; train, valid and test texts are in {folder}")
+    answer(printable(shlex.join(["s2s", "train", "--config", str(out)])))
 
 
 def _suffixes(source: Path, target: Path) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from s2s import config as configuration
+from s2s.commands.output import end_silently
 from s2s.commands.train import resolved
 from s2s.distributed import LAUNCHED
 from s2s.errors import ConfigError, S2SError, Stopped, SystemRefused, UsageError
@@ -111,8 +112,8 @@ def _run(
 
 def _ending(rank: int, code: int, todo: str) -> S2SError:
     """What a process that ended with ``code``, negative after a signal, makes of the whole work."""
-    if code == -signal.SIGPIPE and signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL:
-        signal.raise_signal(signal.SIGPIPE)  # the reader of the results has gone: this ends silently too
+    if code == -signal.SIGPIPE:
+        end_silently()  # as the process did that found no reader of its results
     if code < 0:
         return SystemRefused("", f"process {rank} was killed by {signal.Signals(-code).name}", todo)
     error = S2SError("", f"process {rank} ended with {code}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, NoReturn, Self
 
 from s2s.commands.stop import Stop
 from s2s.data.text import OutputFile
@@ -50,13 +50,25 @@ class Output:
     def check(self) -> None:
         """End as a write would where the reader of a pipe has gone: nothing is computed for nobody."""
         if any(events & select.POLLERR for _, events in self._poll.poll(0)):
-            signal.raise_signal(signal.SIGPIPE)
+            end_silently()
+
+
+def end_silently() -> NoReturn:
+    """The reader of standard output has gone (``| head``): end without a word, by SIGPIPE, as other programs do.
+
+    Until then the signal is ignored, as Python has it: a broken standard error ends nothing.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGPIPE)
+    raise AssertionError("the signal ends the process")
 
 
 @contextmanager
 def _refusals() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        end_silently()
     except OSError as error:
         raise SystemRefused("standard output", error.strerror, "make room, or give --output FILE") from error
 
@@ -69,6 +81,14 @@ def standard_output() -> Output:
     if sys.stdout is None:
         raise SystemRefused("standard output", "is closed", "give --output FILE")
     return Output(sys.stdout.buffer)
+
+
+def answer(text: str) -> None:
+    """Print what a command was asked for, text of any kind. Raises SystemRefused where it cannot be printed."""
+    if sys.stdout is None:
+        raise SystemRefused("standard output", "is closed")
+    with _refusals():
+        print(text, flush=True)
 
 
 def results(output: Path | None, overwrite: bool, inputs: Sequence[Path | None]) -> Sink:

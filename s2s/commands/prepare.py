@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s2s import config as configuration
+from s2s.commands.output import answer
 from s2s.config import Config
 from s2s.data import tokenizer
 from s2s.data.prepare import Prepared
@@ -26,7 +27,7 @@ def prepare(config_path: Path, overrides: Sequence[str] = (), run_directory: Pat
     cache = cache_of(run_directory or default_directory(config_path))
     began = time.monotonic()
     prepared = prepare_data(config.data, config.tokenizer, cache, say, given_tokenizers(config), jobs)
-    print(_table(prepared.counts))
+    answer(_table(prepared.counts))
     lines, seconds = sum(counts.pairs for counts in prepared.counts), time.monotonic() - began
     say(f"prepared: {lines:,} lines in {seconds:.1f} s ({lines / seconds:,.0f} lines/s), {_sizes(prepared)}")
     where = [] if run_directory is None else ["--run-dir", str(run_directory)]

@@ -18,7 +18,7 @@ from s2s import failpoints
 
 pytest.register_assert_rewrite("harness")
 
-from harness import Cli, Outcome, Warm, done, kept_signals, train_arguments, write_project  # noqa: E402
+from harness import Cli, Outcome, Warm, done, train_arguments, write_project  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,8 +83,7 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPat
     def call(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capfdbinary.readouterr()
-        with kept_signals():
-            code = command_line.run([os.fspath(argument) for argument in arguments])
+        code = command_line.run([os.fspath(argument) for argument in arguments])
         captured = capfdbinary.readouterr()
         return Outcome(code, captured.out, captured.err.decode())
 

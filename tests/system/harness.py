@@ -10,8 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -94,20 +93,9 @@ Cli = Callable[..., Outcome]
 """``cli(*arguments, stdin=b"")``: a command in this process."""
 
 
-@contextmanager
-def kept_signals() -> Iterator[None]:
-    """Commands of the terminal let SIGPIPE end the process; what runs the tests must not end so."""
-    before = signal.getsignal(signal.SIGPIPE)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGPIPE, before)
-
-
 def done(arguments: Sequence[str]) -> None:
     """Run a command in this process that must succeed."""
-    with kept_signals():
-        assert cli.run(list(arguments)) == 0
+    assert cli.run(list(arguments)) == 0
 
 
 def start(

@@ -772,19 +772,56 @@ def test_head_stops_the_work(finished: Path) -> None:
 
 @pytest.mark.fault("T5")
 def test_a_closed_pipe_is_seen_before_the_next_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    came: list[int] = []
-    before = signal.signal(signal.SIGPIPE, lambda number, frame: came.append(number))
-    try:
-        reader, writer = os.pipe()
-        with os.fdopen(writer, "wb") as stream:
-            output = Output(stream)
-            output.check()
-            assert came == []
-            os.close(reader)
-            output.check()
-            assert came == [signal.SIGPIPE]
-    finally:
-        signal.signal(signal.SIGPIPE, before)
+    ended: list[bool] = []
+    monkeypatch.setattr("s2s.commands.output.end_silently", lambda: ended.append(True))
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "wb") as stream:
+        output = Output(stream)
+        output.check()
+        assert not ended
+        os.close(reader)
+        output.check()
+        assert ended
+
+
+@pytest.mark.fault("T5")
+@pytest.mark.parametrize("arguments", [["translate"], ["eval"]])
+def test_a_broken_standard_error_stops_nothing(finished: Path, tmp_path: Path, arguments: list[str]) -> None:
+    """As `s2s translate ... 2>&1 >out | head` leaves one: what was to be said is lost, and nothing else."""
+    expected = through_shell("", *arguments, "--model", str(finished), data=b"The man.\n" * 3)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with (tmp_path / "out").open("wb") as out:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments, "--model", str(finished)], stdin=subprocess.PIPE, stdout=out, stderr=writer
+        )
+        process.communicate(b"The man.\n" * 3, timeout=100)
+    os.close(writer)
+    assert process.returncode == expected.returncode == 0
+    assert (tmp_path / "out").read_bytes() == expected.stdout != b""
+
+
+@pytest.mark.fault("T5")
+@pytest.mark.parametrize("extra", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize("arguments", ["config describe", "config schema", "--help", "translate --help", "--version"])
+def test_a_reader_that_never_reads(arguments: str, extra: dict[str, str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [*COMMAND, *arguments.split()], stdout=writer, stderr=subprocess.PIPE, env=os.environ | extra, check=False
+    )
+    os.close(writer)
+    assert process.returncode == -signal.SIGPIPE and process.stderr == b""
+
+
+@pytest.mark.fault("T7")
+def test_an_answer_that_cannot_be_printed() -> None:
+    with Path("/dev/full").open("wb") as full:
+        found = subprocess.run([*COMMAND, "config", "schema"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (found.returncode, found.stderr.count(b"\n")) == (6, 1)
+    assert b"standard output: No space left on device" in found.stderr
+    closed = subprocess.run(["bash", "-c", '"$@" >&-', "", *COMMAND, "config", "schema"], stderr=subprocess.PIPE)
+    assert (closed.returncode, closed.stderr) == (6, b"s2s: error: standard output: is closed\n")
 
 
 @pytest.mark.fault("T17")
