@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from s2s.commands.output import results
+from s2s.commands.stop import Stop
 from s2s.data.parallel import require_equal_lines
 from s2s.data.text import OutputFile, TextCounts, normalise, read_lines, read_raw_lines
 from s2s.errors import UsageError, printable
 from s2s.evaluation import Judge, Measured, judge
 from s2s.evaluation.bands import FREQUENCIES, LENGTHS, Bands, by_frequency, by_length, count_words
 from s2s.evaluation.report import as_json, as_text
-from s2s.evaluation.scores import tokenise
+from s2s.evaluation.scores import require_metric, tokenise
 from s2s.evaluation.significance import (
     SAMPLES,
     SEED,
@@ -151,6 +152,8 @@ class Options:
         """Nothing is given that is unknown or would do nothing."""
         if unknown := [name for name in self.by if name not in _BY]:
             raise UsageError("--by", f"there are no bands of {unknown[0]}", f"there are {', '.join(_BY)}")
+        for name in self.metrics:
+            require_metric(name)
         purposes = {
             "--samples": (self.samples, self.bootstrap, "--significance bootstrap or both"),
             "--trials": (self.trials, self.randomisation, "--significance randomisation or both"),
@@ -229,7 +232,7 @@ def evaluate(options: Options) -> None:
     kept: OutputFile | nullcontext[None] = nullcontext()
     if options.output is not None:
         kept = OutputFile(options.output, overwrite=options.overwrite, inputs=inputs)
-    with sink as out:
+    with Stop(lambda: "before the results were written"), sink as out:
         with kept as keep:
             systems = [*_translated(options, task), *task.files]
             if keep is not None:

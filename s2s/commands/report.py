@@ -74,6 +74,8 @@ def report(path: Path, options: Options) -> None:
     with Stop(lambda: "before the page was written"):
         model = _model(path, run, options)
         text = _text(config, options, model is not None)
+        if text is not None:
+            _require_lines(chosen or (), text)
         measured = None if model is None or text is None else Measurement.of(model, text)
         looks = [] if model is None or measured is None else list(_looks(model, measured, chosen))
         page = render(
@@ -130,6 +132,14 @@ def _numbers(text: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) for part in parts):
         raise UsageError("--sentences", f"{text!r} are no lines", "give numbers from 1, such as 1,5,9")
     return list(dict.fromkeys(int(part) for part in parts))
+
+
+def _require_lines(lines: Sequence[int], text: Text) -> None:
+    """Raises UsageError for a line that is not there."""
+    for line in lines:
+        if line > len(text.source):
+            what = f"there is no line {line}, the {text.split} set has {len(text.source)}"
+            raise UsageError("--sentences", what, "choose others")
 
 
 def _texts(config: Config) -> list[Path]:
@@ -336,15 +346,8 @@ def _by_rule(measured: Measurement) -> list[int]:
 
 
 def _looks(model: Model, measured: Measurement, chosen: Sequence[int] | None) -> Iterator[dict[str, Any]]:
-    """The attention of some sentences while their translations by beam search are said.
-
-    Raises UsageError for a line that is not there.
-    """
+    """The attention of some sentences while their translations by beam search are said."""
     lines = _by_rule(measured) if chosen is None else list(chosen)
-    for line in lines:
-        if line > len(measured.found):
-            what = f"there is no line {line}, the {measured.text.split} set has {len(measured.found)}"
-            raise UsageError("--sentences", what, "choose others")
     translator = _translator(model.trained)
     found = translator.translate_at(measured.text.source, [line - 1 for line in lines])
     for place, (line, one) in enumerate(zip(lines, found, strict=True)):

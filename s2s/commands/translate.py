@@ -277,26 +277,18 @@ def _check_counts(source: Path | None, options: Options) -> None:
 def _lines(
     found: Iterator[Translation], form: Form, tokenizers: Tokenizers, picture: OutputFile | None
 ) -> Iterator[Iterator[str]]:
-    """The lines of each translation; the attention of the first that is not blank is drawn once they are written."""
+    """The lines of each translation; once the first that can be drawn is written, its attention is.
+
+    That is one that is not blank, and was not cut into parts.
+    """
     for one in found:
         yield lines_of(one, form)
-        if picture is not None and one.line:
-            draw(one, tokenizers, picture)
+        if picture is not None and one.line and len(parts := one.candidates[0].parts) == 1:
+            with picture as file:
+                file.write_line(heat_map_svg(*word_attention(parts[0], tokenizers), title=one.text))
             picture = None
     if picture is not None:
-        warn("--attention: all lines are blank, and there is nothing to draw")
-
-
-def draw(found: Translation, tokenizers: Tokenizers, picture: OutputFile) -> None:
-    """Write the attention of one translation as an SVG picture, from word to word.
-
-    Raises UsageError for a line that was cut.
-    """
-    if len(found.candidates[0].parts) > 1:
-        raise UsageError("--attention", f"line {found.number} was cut into parts", "begin with a shorter line")
-    (part,) = found.candidates[0].parts
-    with picture as file:
-        file.write_line(heat_map_svg(*word_attention(part, tokenizers), title=found.text))
+        warn("--attention: all lines are blank or were cut into parts, and there is nothing to draw")
 
 
 def word_attention(part: Part, tokenizers: Tokenizers) -> tuple[Weights, list[str], list[str]]:

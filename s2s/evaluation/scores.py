@@ -80,8 +80,7 @@ def judge(
     are not given, and the language of its rules. Raises UsageError for an unknown metric or one that needs an extra
     package, DataError for no lines.
     """
-    if name not in METRICS:
-        raise UsageError("metrics", f"no metric is called {name}", f"the metrics are {', '.join(METRICS)}")
+    require_metric(name)
     for lines in references:
         _require_pairs(references[0], lines)
     if name == "exact":
@@ -91,6 +90,12 @@ def judge(
         rules = f"|moses:{language}"  # sacreBLEU only sees what these have made
         return _by_sacrebleu(name, _metric(name, given), given, lambda line: tok_lc(line, language), rules)
     return _by_sacrebleu(name, _metric(name, references, target), references)
+
+
+def require_metric(name: str) -> None:
+    """Raises UsageError where no metric is called so."""
+    if name not in METRICS:
+        raise UsageError("metrics", f"no metric is called {name}", f"the metrics are {', '.join(METRICS)}")
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:

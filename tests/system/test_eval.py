@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cli, Outcome, assert_error, finish, refuse_constant, start
+from harness import Cli, Outcome, assert_error, finish, refuse_constant, start, wait_until
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.metrics.ter import TER
@@ -194,6 +194,17 @@ def test_the_tables(corpus: dict[str, Path], cli: Cli) -> None:
     assert lines[-4].split() == ["words", "of", "the", "source", "0-5", "6-8", "9+"]
 
 
+def test_a_signal_leaves_no_half_of_a_report(corpus: dict[str, Path], tmp_path: Path) -> None:
+    files = [f"--hypotheses={corpus['good']}", f"--hypotheses={corpus['bad']}", f"--reference={corpus['right']}"]
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    process = start(["eval", *files, "--samples", "1000000", "--report", str(folder / "report.txt")])
+    wait_until(lambda: any(folder.iterdir()), process)
+    process.terminate()
+    assert_error(finish(process), 143, "stopped by SIGTERM before the results were written")
+    assert not list(folder.iterdir())
+
+
 def test_metrics_to_choose(corpus: dict[str, Path], cli: Cli) -> None:
     files = ["--hypotheses", corpus["good"], "--reference", corpus["right"]]
     arguments = ["--metric", "exact", "--metric", "tok-lc", "--metric", "exact", "--significance", "none"]
@@ -203,6 +214,8 @@ def test_metrics_to_choose(corpus: dict[str, Path], cli: Cli) -> None:
     assert result["scores"][0]["value"] == pytest.approx(100 * sum(map(str.__eq__, right, good)) / 60)
     assert result["scores"][0]["interval"] is None
     assert_error(cli("eval", *files, "--metric", "blue"), 2, "no metric is called blue")
+    unread = corpus["good"].with_name("no-such-run")  # it is told before any model is loaded
+    assert_error(cli("eval", "--model", unread, "--metric", "blue"), 2, "no metric is called blue")
     # Given an official reference, the score joins the others.
     (result,) = results(cli("eval", *files, "--tok-lc", corpus["bad"], "--language", "en", "--json"))
     assert [score["name"] for score in result["scores"]] == ["bleu", "chrf", "ter", "tok-lc"]

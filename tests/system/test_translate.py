@@ -688,15 +688,19 @@ def test_options_that_need_attention(project: Path, cli: Cli, option: list[str])
     assert outcome.out == b""
 
 
-def test_the_picture_is_of_the_first_line_that_is_not_blank(finished: Path, tmp_path: Path, cli: Cli) -> None:
+def test_the_picture_is_of_the_first_line_that_is_not_blank_or_cut(finished: Path, tmp_path: Path, cli: Cli) -> None:
     picture = tmp_path / "a.svg"
     outcome = cli("translate", "--model", finished, "--attention", picture, stdin=b"\nThe zebra.\nThe man.\n")
     assert outcome.code == 0
     drawn = picture.read_text(encoding="utf-8")
     assert "zebra" not in lines_of(outcome.out)[2] and drawn.startswith("<svg") and "man." not in drawn
     arguments = ("translate", "--model", finished, "--attention", picture, "--overwrite")
-    outcome = cli(*arguments, "--search", "max_source_length=4", stdin=b"The old dog sees a man.\n")
-    assert_error(outcome, 2, "--attention: line 1 was cut into parts")
+    shorter = ("--search", "max_source_length=4")
+    outcome = cli(*arguments, *shorter, stdin=b"The old dog sees a man.\nThe zebra.\n")
+    assert outcome.code == 0 and picture.read_text(encoding="utf-8") == drawn
+    outcome = cli(*arguments, *shorter, stdin=b"The old dog sees a man.\n\n")
+    assert outcome.code == 0 and len(lines_of(outcome.out)) == 2
+    assert "--attention: all lines are blank or were cut into parts" in outcome.err
 
 
 def test_a_picture_replaces_no_text(finished: Path, tmp_path: Path, cli: Cli) -> None:
