@@ -499,11 +499,12 @@ def config_new(
     source: Annotated[Path, typer.Argument(help="Text to translate from.")],
     target: Annotated[Path, typer.Argument(help="Its translation, line for line.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("config.yaml"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a commented config for two files. Sets validation and test sentences aside."""
     from s2s.commands.config import new
 
-    new(source, target, output)
+    new(source, target, output, overwrite)
 
 
 def _check_restarts(devices: int | None, max_restarts: int) -> None:

@@ -6,9 +6,9 @@ import inspect
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from hashlib import blake2b
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
@@ -290,33 +290,42 @@ seed: 1
 """
 
 
-def new(source: Path, target: Path, out: Path) -> None:
+def new(source: Path, target: Path, out: Path, overwrite: bool = False) -> None:
     """Write a commented configuration ``out`` for two parallel files, and print the command that uses it.
 
-    The pairs are split into train, valid and test files in a folder beside ``out``. Which pair goes where depends on
-    its text alone, so that equal pairs are never on two sides. Refuses to overwrite.
+    The pairs are split into train, valid and test files in a folder beside ``out``: those are held out whose text has
+    the smallest hashes, so the same pairs each time, and equal pairs are never on two sides. Raises UsageError for
+    files that are there already, without ``overwrite``.
     """
-    from s2s.data.text import OutputFile, PairCounts, read_pairs
+    from s2s.commands.stop import Stop
+    from s2s.data.text import CONVERT, OutputFile, PairCounts, pair_hash, read_pairs
 
     out = Path(out)
     folder = out.parent / f"{out.stem}-data"
     suffixes = _suffixes(Path(source), Path(target))
     paths = {part: [folder / f"{part}.{suffix}" for suffix in suffixes] for part in ("train", "valid", "test")}
-    config = OutputFile(out, inputs=(source, target))  # refuses, before any work, what exists
-    files = {part: [OutputFile(path, inputs=(source, target)) for path in both] for part, both in paths.items()}
+
+    def sink(path: Path) -> OutputFile:
+        return OutputFile(path, overwrite=overwrite, inputs=(source, target))
+
+    def pairs(counts: PairCounts) -> Iterator[tuple[Pair, int]]:
+        for pair in read_pairs(source, target, max_length=_LONGEST, remedy=CONVERT, counts=counts):
+            yield pair, pair_hash(pair.source, pair.target)
+
+    config = sink(out)  # refuses, before any work, what exists
+    files = {part: [sink(path) for path in both] for part, both in paths.items()}
     counts = PairCounts()
-    valid, test = _held_out([_digest(pair) for pair in read_pairs(source, target, max_length=_LONGEST, counts=counts)])
+    valid, test = _held_out(digest for _, digest in pairs(counts))
     say(counts.summary())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SystemRefused(folder, f"cannot be made: {error.strerror}") from error
-    with ExitStack() as stack:
+    with Stop(lambda: "before all files were written"), ExitStack() as stack:
         for file in (config, *(file for both in files.values() for file in both)):
             stack.enter_context(file)
         seen: set[int] = set()
-        for pair in read_pairs(source, target, max_length=_LONGEST, counts=PairCounts()):
-            digest = _digest(pair)
+        for pair, digest in pairs(PairCounts()):
             part = "valid" if digest in valid else "test" if digest in test else "train"
             if part != "train" and digest in seen:
                 continue  # a sentence is judged once
@@ -344,15 +353,19 @@ def _sides(both: list[Path], folder: Path) -> str:
     return configfile.inline({"source": names[0], "target": names[1]})
 
 
-def _digest(pair: Pair) -> int:
-    """A number that depends on the pair's text alone, the same in every process."""
-    return int.from_bytes(blake2b(f"{pair.source}\n{pair.target}".encode(), digest_size=8).digest())
-
-
-def _held_out(digests: list[int]) -> tuple[set[int], set[int]]:
-    """The digests of the validation and of the test pairs."""
-    different = sorted(set(digests))
-    if len(different) < 3:
-        raise DataError("", f"{len(different)} different pairs cannot be split into train, valid and test sets")
-    size = max(1, min(_HELD_OUT, len(different) // 20))
-    return set(different[:size]), set(different[size : 2 * size])
+def _held_out(digests: Iterable[int]) -> tuple[set[int], set[int]]:
+    """The digests of the validation and of the test pairs; of all that there are only the smallest stay in memory."""
+    most, smallest, kept, some = 2 * _HELD_OUT, list[int](), set[int](), set[int]()
+    for digest in digests:
+        if len(some) < 20 * _HELD_OUT:  # of so many different ones the largest sets are held out
+            some.add(digest)
+        if digest in kept or (len(smallest) == most and digest > -smallest[0]):
+            continue
+        kept.add(digest)
+        heappush(smallest, -digest)
+        if len(smallest) > most:
+            kept.remove(-heappop(smallest))
+    if len(some) < 3:
+        raise DataError("", f"{len(some)} different pairs cannot be split into train, valid and test sets")
+    size, ordered = max(1, min(_HELD_OUT, len(some) // 20)), sorted(kept)
+    return set(ordered[:size]), set(ordered[size : 2 * size])

@@ -507,6 +507,7 @@ def read_pairs(
     *,
     max_length: int,
     invalid: Invalid = "error",
+    remedy: str = REMEDY,
     counts: PairCounts,
     name: str = "data",
 ) -> Iterator[Pair]:
@@ -519,8 +520,8 @@ def read_pairs(
     require_two_files(Path(source_path), Path(target_path))
     counts.name, counts.max_length = name, max_length
     sides = itertools.zip_longest(
-        read_lines(source_path, counts=counts.source, invalid=invalid),
-        read_lines(target_path, counts=counts.target, invalid=invalid),
+        read_lines(source_path, counts=counts.source, invalid=invalid, remedy=remedy),
+        read_lines(target_path, counts=counts.target, invalid=invalid, remedy=remedy),
         fillvalue=_End.END,
     )
     extra = yield from usable_pairs(sides, itertools.count(1), counts)

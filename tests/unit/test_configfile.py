@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -907,6 +908,30 @@ def test_new_refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="2 different pairs cannot be split"):
         commands.new(*corpus(tmp_path, 2), tmp_path / "small.yaml")
     assert not (tmp_path / "small.yaml").exists()
+    latin = tmp_path / "latin.en"
+    latin.write_bytes(b"K\xf6nig\n")
+    with pytest.raises(DataError, match=r"0xf6 is not UTF-8; convert the file \(iconv -f latin1 -t utf-8\)$"):
+        commands.new(latin, corpus(tmp_path)[1], tmp_path / "small.yaml")
+
+
+def test_new_replaces_what_it_is_asked_to(tmp_path: Path) -> None:
+    """As after a kill between two of its files."""
+    out = write(tmp_path, "mine", "first.yaml")
+    (tmp_path / "first-data").mkdir()
+    write(tmp_path / "first-data", "mine", "valid.de")
+    commands.new(*corpus(tmp_path), out, overwrite=True)
+    assert "data:" in out.read_text() and "target" in (tmp_path / "first-data" / "valid.de").read_text()
+    with pytest.raises(UsageError, match="is the input too"):
+        commands.new(tmp_path / "first-data" / "train.en", tmp_path / "first-data" / "train.de", out, overwrite=True)
+
+
+@pytest.mark.parametrize("count", [3, 19, 20, 59, 60, 119, 120, 121, 400])
+def test_the_pairs_with_the_smallest_hashes_are_held_out(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(commands, "_HELD_OUT", 6)
+    digests = random.Random(count).sample(range(1000), count)
+    size = max(1, min(6, count // 20))
+    ordered = sorted(digests)
+    assert commands._held_out(iter(digests + digests[::-1])) == ({*ordered[:size]}, {*ordered[size : 2 * size]})
 
 
 def test_reading_settings_needs_no_torch() -> None:
