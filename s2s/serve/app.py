@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -35,6 +35,7 @@ from s2s.serve.connection import PATIENCE, error_body
 from s2s.serve.desk import Desk, Job, Offered, Way
 from s2s.strictjson import json_line
 
+T = TypeVar("T")
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'"
 _HEADERS = {
     "cache-control": "no-store",
@@ -105,13 +106,10 @@ class _Api:
             raise Refused(429, problem, retry=True)
         self.taken += 1
         try:
-            body = await _body(request)
-            job = await asyncio.get_running_loop().run_in_executor(self.reader, self._job, body)
-            translations = await self._answer(job, request)
+            way, translations = await self._answer(await _body(request), request)
         finally:
             self.taken -= 1
-        model = job.way.model
-        return _json({"model": model.name, "update": model.trained.update, "translations": translations})
+        return _json({"model": way.model.name, "update": way.model.trained.update, "translations": translations})
 
     def _job(self, body: bytes) -> Job:
         """What a request asks for. Raises Refused; takes up to half a second for the longest."""
@@ -126,22 +124,35 @@ class _Api:
             raise Refused(422, f"model: there is none of this name; ask for one of {', '.join(self.offered)}")
         return self.offered[asked.model]
 
-    async def _answer(self, job: Job, request: Request) -> list[dict[str, Any]]:
-        """The answer to a job. Raises Refused when time is over, ClientDisconnect when nobody waits for it."""
-        self.desk.bring(job)
-        answer, gone = asyncio.wrap_future(job.answer), asyncio.create_task(_left(request))
+    async def _answer(self, body: bytes, request: Request) -> tuple[Way, list[dict[str, Any]]]:
+        """How the lines of a request were translated, and what came of it; being read is a part of the wait.
+
+        Raises Refused when time is over, ClientDisconnect when nobody waits for it.
+        """
+        loop = asyncio.get_running_loop()
+        end, gone = loop.time() + self.timeout, asyncio.create_task(_left(request))
+
+        async def ended(work: asyncio.Future[T]) -> T:
+            both: set[asyncio.Future[Any]] = {work, gone}
+            try:
+                await asyncio.wait(both, timeout=max(0.0, end - loop.time()), return_when=asyncio.FIRST_COMPLETED)
+                if work.done():
+                    return work.result()
+                if gone.done():
+                    raise ClientDisconnect
+                problem = f"server: no answer within {self.timeout:g} seconds; ask for less, or later"
+                raise Refused(503, problem, retry=True)
+            finally:
+                work.cancel()
+
         try:
-            both: set[asyncio.Future[Any]] = {answer, gone}
-            await asyncio.wait(both, timeout=self.timeout, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if gone.done():
-                raise ClientDisconnect
-            problem = f"server: no answer within {self.timeout:g} seconds; ask for less, or later"
-            raise Refused(503, problem, retry=True)
+            job = await ended(loop.run_in_executor(self.reader, self._job, body))
+            self.desk.bring(job)
+            try:
+                return job.way, await ended(asyncio.wrap_future(job.answer))
+            finally:
+                self.desk.leave(job)
         finally:
-            self.desk.leave(job)
-            answer.cancel()
             gone.cancel()
 
 

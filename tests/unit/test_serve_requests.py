@@ -261,6 +261,34 @@ def test_who_waits_too_long_is_told_and_forgotten(clients: ThreadPoolExecutor) -
 
 
 @pytest.mark.fault("X10")
+def test_who_waits_to_be_read_waits_no_longer(clients: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request holds the reader; another, behind it, is told as soon as its time is over, and a third is gone."""
+    begun, gate, read = threading.Semaphore(0), threading.Event(), app.read
+
+    def slow(body: bytes) -> Asked:
+        begun.release()
+        assert gate.wait(30)
+        return read(body)
+
+    monkeypatch.setattr(app, "read", slow)
+    with serving(timeout=1.0) as server:
+        first = clients.submit(server.ask, "a")
+        assert begun.acquire(timeout=30)
+        with server.connect() as client:
+            client.sendall(b"POST /api/translate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: 20\r\n\r\n" + b'{"sentences": ["b"]}')  # fmt: skip
+            server.waiting(2)
+        server.waiting(1)  # before its second was over
+        began = time.monotonic()
+        assert server.ask("c")[0] == first.result(30)[0] == 503
+        assert time.monotonic() - began < 20
+        gate.set()
+        assert server.ask("d")[0] == 200
+    assert begun.acquire(blocking=False) and not begun.acquire(blocking=False)  # only the last was read after that
+    assert server.model.batches == [1]
+
+
+@pytest.mark.fault("X10")
 def test_who_goes_away_is_forgotten(clients: ThreadPoolExecutor) -> None:
     with serving() as server:
         first = held(server, clients)
