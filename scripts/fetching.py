@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import os
 import re
+import signal
 import sys
 import tarfile
 import urllib.request
@@ -19,7 +20,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, NamedTuple, Self
+from typing import IO, NamedTuple, NoReturn, Self
 from urllib.error import URLError
 
 BLOCK = 1 << 16
@@ -41,9 +42,11 @@ class Telling:
         self.program, self.out, self.code = program, out, 0
 
     def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGTERM, _stop)  # so that what is half downloaded is removed
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        signal.signal(signal.SIGTERM, self._before)
         if isinstance(error, Failure):
             self._complain(str(error), error.code)
         elif isinstance(error, OSError):
@@ -58,6 +61,10 @@ class Telling:
         line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in message)
         print(f"{self.program}: error: {line}", file=sys.stderr)
         self.code = code
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise Failure(128 + number, "stopped; run it again to continue")
 
 
 class Origin(NamedTuple):
@@ -81,7 +88,7 @@ class Sums:
     def known(self) -> dict[str, str]:
         """Checksums by name."""
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
             return {}
         pairs = [line.split("  ", 1) for line in lines]

@@ -47,6 +47,7 @@ from s2s.settings import MayChange, Settings
 Notify = Callable[[str], None]
 Fingerprint = dict[str, dict[str, Any]]
 
+_WARNINGS = "warnings.json"
 _PART = 1 << 16  # lines of a part; with another number shards.FORMAT changes, or a kill's old parts would be joined
 
 
@@ -338,14 +339,27 @@ def _tokenizers(
     content = [[files.content[side]["sha256"] for side in ("source", "target")] for files in corpora]
     learned_from = settings.model_dump(exclude={"sampling"})
     folder = cache / f"tokenizer-{_key(content, rules, learned_from, sentencepiece.__version__)}"
-    warnings = folder / "warnings.json"
+    found = _learned(folder)
+    if found is None:
+        with _alone(folder, notify):
+            found = _learned(folder) or _learn(folder, corpora, settings, digests)
+    tokenizers, warnings = found
+    for line in warnings:
+        notify(line)
+    return tokenizers
+
+
+def _learned(folder: Path) -> tuple[Tokenizers, list[str]] | None:
+    """What was learned before, with the warnings; None where it is not there, or damaged: learning gives the same."""
     try:
-        tokenizers = tokenizer.load(folder)
-        for line in json.loads(warnings.read_bytes()):
-            notify(line)
-        return tokenizers
+        return tokenizer.load(folder), json.loads((folder / _WARNINGS).read_bytes())
     except (CheckpointError, OSError, ValueError):
-        pass  # not there yet, or damaged: learning it again gives the same
+        return None
+
+
+def _learn(
+    folder: Path, corpora: Sequence[_Files], settings: SentencePieceSettings | WhitespaceSettings, digests: Digests
+) -> tuple[Tokenizers, list[str]]:
     lines: list[str] = []
     limit = settings.learn_from if isinstance(settings, SentencePieceSettings) else None
     tags = sorted({files.rules.tag for files in corpora if files.rules.tag is not None})
@@ -353,11 +367,9 @@ def _tokenizers(
     for files in corpora:
         files.require_unchanged(digests)
     folder.mkdir(parents=True, exist_ok=True)
-    replace_file(warnings, json.dumps(lines).encode())
+    replace_file(folder / _WARNINGS, json.dumps(lines).encode())
     tokenizer.save(tokenizers, folder)
-    for line in lines:
-        notify(line)
-    return tokenizers
+    return tokenizers, lines
 
 
 # --- corpora ----------------------------------------------------------------------------------------------------------
@@ -383,7 +395,7 @@ class _Cache:
         try:
             corpus, counts = self._open(folder, files)
         except (FileNotFoundError, DataError):
-            with self._alone(folder):
+            with _alone(folder, self.notify):
                 corpus, counts = self._reopen(folder, files) or self._make(folder, files, train)
         self._tidy(folder)
         for note in [counts.summary(), *counts.warnings()]:
@@ -406,18 +418,6 @@ class _Cache:
             self.notify(f"{error.where}: {error.what}; the corpus is encoded again")
             shutil.rmtree(folder)
             return None
-
-    @contextmanager
-    def _alone(self, folder: Path) -> Iterator[None]:
-        """Of several processes that want the same corpus one makes it, and the others wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with _lock_of(folder).open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.notify(f"waiting for another process that prepares {folder}")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def _tidy(self, folder: Path) -> None:
         """Remove what making a corpus has left, by a kill too, unless another process is making it just now."""
@@ -494,6 +494,19 @@ class _Cache:
         vocabulary = max(self.tokenizers.source.size, self.tokenizers.target.size)
         files.require_unchanged(self.digests)
         shards.join(folder, parts, vocabulary=vocabulary, without=without, ended=ended, facts=facts)
+
+
+@contextmanager
+def _alone(folder: Path, notify: Notify) -> Iterator[None]:
+    """Of several processes that want the same thing one makes it, and the others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock_of(folder).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            notify(f"waiting for another process that prepares {folder}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _lock_of(folder: Path) -> Path:

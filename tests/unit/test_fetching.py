@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib
+import os
+import signal
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -93,10 +96,23 @@ def test_remembered_files_are_held_until_they_change(fetching: ModuleType, tmp_p
     assert not sums.hold(["a b"])
 
 
-def test_a_spoilt_list_of_checksums_is_refused(fetching: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "SHA256SUMS").write_text("what is this\n")
+@pytest.mark.parametrize("text", [b"what is this\n", b"\xff\n"])
+def test_a_spoilt_list_of_checksums_is_refused(fetching: ModuleType, tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "SHA256SUMS").write_bytes(text)
     with pytest.raises(fetching.Failure, match="SHA256SUMS: is not a list of checksums"):
         fetching.Sums(tmp_path).known()
+
+
+def test_a_signal_leaves_nothing_half_downloaded(
+    fetching: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with fetching.Telling("get", tmp_path) as telling, fetching.replacing(tmp_path / "archive") as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+    assert telling.code == 143 and capsys.readouterr().err == "get: error: stopped; run it again to continue\n"
+    assert not list(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_lines_of_several_files_side_by_side(fetching: ModuleType, tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gzip
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -246,6 +249,27 @@ def test_damaged_cache_is_made_again(tmp_path: Path) -> None:
     assert "is damaged" in notes[0] and "encoded again" in notes[0]
     assert again.train.text(0) == (SOURCE[0], TARGET[0])
     assert again.tokenizers.fingerprint == first.tokenizers.fingerprint
+
+
+def test_who_finds_another_learning_the_vocabulary_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = DataSettings(train=corpus_files(tmp_path))
+    first, _ = run(tmp_path, settings)
+    (folder,) = (tmp_path / "cache").glob("tokenizer-*")
+    elsewhere = folder.rename(tmp_path / "elsewhere")
+    waits, notes = threading.Event(), list[str]()
+
+    def note(line: str) -> None:
+        notes.append(line)
+        waits.set()
+
+    monkeypatch.setattr("s2s.data.tokenizer.train", lambda *_: pytest.fail("it was learned twice"))
+    with (tmp_path / "cache" / f".{folder.name}.lock").open("ab") as lock, ThreadPoolExecutor(1) as threads:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = threads.submit(prepare, settings, WORDS, tmp_path / "cache", note)
+        assert waits.wait(30) and notes == [f"waiting for another process that prepares {folder}"]
+        elsewhere.rename(folder)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert second.result(30).tokenizers.fingerprint == first.tokenizers.fingerprint
 
 
 def test_the_tokenizers_of_a_run_are_kept(tmp_path: Path) -> None:
