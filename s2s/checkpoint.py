@@ -38,6 +38,7 @@ from torch import Tensor
 import s2s
 from s2s.errors import CheckpointError, RunInUse, SystemRefused
 from s2s.failpoints import hit
+from s2s.strictjson import strict_json
 
 FORMAT = 1
 MANIFEST, MODEL, OPTIMIZER, AVERAGE, STATE = (
@@ -51,7 +52,6 @@ IDENTITY = "run.json"
 """What a run's directory says that it is."""
 _STEP = re.compile(r"(?:\.old-)?step-([0-9]{1,18})")
 _LARGEST_JSON = 8 << 20  # bytes of a state, a manifest or a tensor header: 50,000 tensors
-_DEEPEST_JSON = 32
 _READ_BACK_BELOW = 1 << 30  # larger checkpoints are trusted to fsync
 _PICKLE = "not an s2s model (looks like a PyTorch pickle); s2s does not load pickles"
 _INCOMPLETE = "incomplete checkpoint"
@@ -178,42 +178,12 @@ def _size(snapshot: Snapshot) -> int:
 # ---------------------------------------------------------------------------------------------- reading files
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} is there twice")
-    return result
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):  # NaN, Infinity and 1e999 are read by the json module
-        raise ValueError(f"{text[:20]} is not a finite number")
-    return value
-
-
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
-    while level:
-        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
-        level = [item for items in inner for item in items]
-        depth += 1
-    return depth
-
-
 def _parse_json(data: bytes, where: str) -> dict[str, Any]:
-    """A JSON object read strictly: UTF-8, no name twice, finite numbers, bounded depth."""
+    """A JSON object in UTF-8, read strictly."""
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
-        too_deep = _depth(value) > _DEEPEST_JSON
-    except RecursionError:
-        too_deep = True
+        value = strict_json(data.decode())
     except ValueError as error:
         raise CheckpointError(where, f"not valid JSON: {error}") from None
-    if too_deep:
-        raise CheckpointError(where, "not valid JSON: nested too deeply")
     if not isinstance(value, dict):
         raise CheckpointError(where, "not a JSON object")
     return value

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+DEEPEST = 32
+"""Objects and lists inside each other that are read."""
+_TOO_DEEP = "nested too deeply"
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What JSON allows in a string, but a terminal, another reader of lines, or UTF-8 does not."""
 
@@ -35,12 +39,15 @@ def all_finite(value: Any) -> Any:
 def strict_json(text: str) -> Any:
     """The value that ``text`` is. Raises ValueError for anything else, also for what lenient parsers let pass:
 
-    a name that is there twice, NaN and infinities, numbers too large for a float, and nesting without end.
+    a name that is there twice, NaN and infinities, numbers too large for a float, and nesting deeper than `DEEPEST`.
     """
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_held)
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(_TOO_DEEP) from None
+    if _depth(value) > DEEPEST:
+        raise ValueError(_TOO_DEEP)
+    return value
 
 
 def whole(text: str) -> str:
@@ -55,16 +62,22 @@ def whole(text: str) -> str:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
-        raise ValueError("a name is there twice")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice[:80]!r} is there twice")
     return result
 
 
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _held(text: str) -> float:
+def _finite(text: str) -> float:
     """A number that a float can hold: what is kept of an object must be JSON when it is written again."""
-    if math.isinf(value := float(text)):
-        raise ValueError(f"{text[:40]} is too large")
+    if not math.isfinite(value := float(text)):  # NaN, Infinity and 1e999 are read by the json module
+        raise ValueError(f"{text[:40]} is not a finite number")
     return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
+        level = [item for items in inner for item in items]
+        depth += 1
+    return depth
