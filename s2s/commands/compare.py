@@ -27,7 +27,6 @@ from s2s.checkpoint import RunLock, replace_file
 from s2s.commands.comparison_results import System, Unfinished, markdown, page, result
 from s2s.commands.comparison_rows import Asked, Files, read_details, read_row
 from s2s.commands.comparison_settings import (
-    LANGUAGE,
     Cell,
     ComparisonSettings,
     baseline_of,
@@ -38,11 +37,13 @@ from s2s.commands.comparison_settings import (
     measured_on,
     read_settings,
     require_same_training,
+    with_language,
 )
 from s2s.commands.comparison_work import Ended, Task, visible_devices, work
 from s2s.commands.stop import Stop
 from s2s.data.prepare import PairFiles
 from s2s.errors import S2SError, Stopped, UsageError
+from s2s.evaluation.scores import LANGUAGE
 from s2s.progress import say, warn
 
 _NOT_YET = "not yet run"
@@ -127,8 +128,9 @@ class Comparison:
     """The work of one call."""
 
     def __init__(self, settings: ComparisonSettings, output: Path, options: Options, asked: str) -> None:
-        self.settings, self.output, self.options, self.asked = settings, output, options, asked
+        self.output, self.options, self.asked = output, options, asked
         self.cells = cells_of(settings, output)
+        self.settings = with_language(settings, self.cells)
         self.baseline = baseline_of(settings, self.cells, options.baseline)
         self.test = measured_on(settings, self.cells)
         self.rows = Path(settings.rows or output / "rows")
@@ -199,7 +201,7 @@ class Comparison:
         test, settings = self.test, self.settings
         links = None if test.links is None else Path(test.links)
         return Asked(
-            Path(test.source), Path(test.target), links, settings.metrics, settings.language, settings.length_bands,
+            Path(test.source), Path(test.target), links, settings.metrics, settings.target, settings.length_bands,
             settings.shown,
         )  # fmt: skip
 

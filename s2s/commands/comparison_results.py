@@ -173,7 +173,7 @@ def _beside(
     """Every system beside the baseline, which is beside itself nowhere, by the translations that are kept."""
     if not any(one.details for one in systems):
         return {one.name: None for one in systems}
-    language = settings.language
+    language = settings.target
     measure = judge(settings.metrics[0], [list(read_raw_lines(reference))], target=language, language=language)
     measured: dict[str, Seeds] = {
         one.name: {seed: measure(details["hypotheses"]) for seed, details in one.details.items()} for one in systems

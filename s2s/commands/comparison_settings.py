@@ -27,6 +27,7 @@ from s2s.data.prepare import DataSettings, PairFiles
 from s2s.errors import CheckpointError, ConfigError, UsageError
 from s2s.evaluation import MetricName
 from s2s.evaluation.bands import LENGTHS, Bands
+from s2s.evaluation.scores import LANGUAGE
 from s2s.evaluation.significance import SAMPLES, SEED
 from s2s.run import Run, best_weights, run_of
 from s2s.settings import Settings
@@ -40,10 +41,6 @@ ColumnName = Literal[
 COLUMNS: tuple[ColumnName, ...] = (
     "bleu", "chrf", "difference", "p", "better", "aer-0", "entropy", "tokens", "sentences", "memory", "parameters",
 )  # fmt: skip
-
-
-LANGUAGE = r"^[a-z]{2,3}$"
-"""How a language is named."""
 
 
 class ComparisonSettings(Settings):
@@ -73,8 +70,9 @@ class ComparisonSettings(Settings):
     """What is translated and scored, with gold word links where there are any; null: the test set of the recipes."""
     metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = ("bleu", "chrf", "ter")
     """What is measured; differences from the baseline are tested by the first."""
-    language: Annotated[str, Field(pattern=LANGUAGE)] = "de"
-    """The target language: its rules are those of tok-lc, and BLEU cuts zh, ja and ko as sacreBLEU does."""
+    language: Annotated[str | None, Field(pattern=LANGUAGE)] = None
+    """The target language: its rules are those of tok-lc, and BLEU cuts zh, ja and ko as sacreBLEU does; null: the
+    data.language of the recipes, or else German."""
     columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)] = COLUMNS
     """The columns of the table."""
     length_bands: Annotated[tuple[int, ...], Field(min_length=1)] = LENGTHS
@@ -115,6 +113,11 @@ class ComparisonSettings(Settings):
         if needed:
             raise ValueError(f"columns: {sorted(needed)[0]} is not among the metrics")
         return self
+
+    @property
+    def target(self) -> str:
+        """The target language."""
+        return self.language or "de"
 
     @property
     def bands(self) -> Bands:
@@ -213,6 +216,17 @@ def measured_on(settings: ComparisonSettings, cells: Sequence[Cell]) -> PairFile
     return files
 
 
+def with_language(settings: ComparisonSettings, cells: Sequence[Cell]) -> ComparisonSettings:
+    """The settings with the target language of all systems. Raises ConfigError where they have different ones."""
+    named = {cell.config.data.language for cell in cells}
+    if settings.language is not None or named == {None}:
+        return settings
+    if len(named) > 1:
+        what = f"the systems have different ones: {', '.join(sorted(str(one) for one in named))}"
+        raise ConfigError("language", what, "name that of the comparison")
+    return settings.model_copy(update={"language": named.pop()})
+
+
 def contents(files: PairFiles) -> dict[str, str]:
     """SHA-256 of each file of a corpus. Raises ConfigError for one that cannot be read."""
     return {side: _digest(path) for side, path in files.paths().items()}
@@ -236,7 +250,7 @@ def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str
         "from": before["init_from"].name if "init_from" in before else None,
         "run": None if cell.recipe is not None else run_of(cell.run).identity(),
     } | ({"teacher": before["teacher"].name} if "teacher" in before else {})
-    language = [settings.language] if settings.language != "de" else []
+    language = [settings.target] if settings.target != "de" else []
     return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown, *language])
 
 
@@ -245,10 +259,9 @@ _FILES: Any = {"data": True, "init_like": True, "init_from": True, "objective": 
 
 
 def _mixing(data: DataSettings) -> dict[str, object]:
-    """What else decides which pairs are learned from, as far as it was asked for."""
-    filters = data.model_dump(
-        mode="json", exclude_defaults=True, include={"temperature", "max_ratio", "drop_copies", "drop_repeats"}
-    )
+    """What else decides which pairs are learned from and which checkpoint is the best, as far as it was asked for."""
+    named = {"language", "temperature", "max_ratio", "drop_copies", "drop_repeats"}
+    filters = data.model_dump(mode="json", exclude_defaults=True, include=named)
     if isinstance(data.train, tuple):
         filters["corpora"] = [[files.weight, files.tag] for files in data.train]
     return filters

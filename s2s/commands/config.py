@@ -257,12 +257,15 @@ def _table(settings: type[BaseModel]) -> list[str]:
 _HELD_OUT = 2000  # pairs of a validation or test set, but no more than a twentieth of all
 _LONGEST = 256  # words of a sentence
 
+_UNSPACED = ("zh", "ja", "ko")
+"""Languages that BLEU has tokenisers of their own for."""
+
 _TEMPLATE = """\
 # `s2s config describe KEY` explains a key, such as optimizer.lr; keys that are not written have their defaults.
 data:                     # paths are relative to this file; line N of source is translated by line N of target
   train: {train}
   valid: {valid}
-  test: {test}
+  test: {test}{language}
 tokenizer: {{kind: sentencepiece, model: bpe, vocabulary: 8000, joint: true}}  # vocabulary is an upper limit
 batches: {{tokens: 2048, accumulate: 1}}      # target tokens of an update: tokens x accumulate
 model:
@@ -333,7 +336,9 @@ def new(source: Path, target: Path, out: Path, overwrite: bool = False) -> None:
                 seen.add(digest)
             for file, text in zip(files[part], (pair.source, pair.target), strict=True):
                 file.write_line(text)
-        for line in _TEMPLATE.format(**{part: _sides(both, out.parent) for part, both in paths.items()}).splitlines():
+        sides = {part: _sides(both, out.parent) for part, both in paths.items()}
+        language = f"\n  language: {suffixes[1]}            # words without blanks: BLEU cuts them as sacreBLEU does"
+        for line in _TEMPLATE.format(**sides, language=language if suffixes[1] in _UNSPACED else "").splitlines():
             config.write_line(line)
     say(f"wrote {out}; train, valid and test texts are in {folder}")
     answer(printable(shlex.join(["s2s", "train", "--config", str(out)])))

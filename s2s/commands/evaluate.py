@@ -185,6 +185,8 @@ class Material(NamedTuple):
     """As sacreBLEU reads them; line n of each belongs to line n of the source."""
     source_path: Path | None
     reference_paths: list[Path]
+    language: str
+    """The target language, where anything names it."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def _task(options: Options) -> Task:
     if "frequency" in options.by and len(material.references) > 1:
         what = f"compares with one reference, and there are {len(material.references)}"
         raise UsageError("--by frequency", what, "give one of them as --reference")
-    words = _words(options, models) if "frequency" in options.by else None
+    words = _words(options, models, material.language) if "frequency" in options.by else None
     judges = [_judge(name, options, material) for name in options.measures]
     return Task(models, material, files, judges, lengths if "length" in options.by else None, words)
 
@@ -280,14 +282,24 @@ def _material(options: Options, models: Sequence[Trained]) -> Material:
     right = [list(read_raw_lines(path)) for path in references]
     for path, lines in zip(references[1:], right[1:], strict=True):
         require_equal_lines((str(references[0]), len(right[0])), (str(path), len(lines)))
+    language = options.target or _language(models)
     if source is None or not (models or "length" in options.by):
-        return Material(None, right, None, references)
+        return Material(None, right, None, references, language)
     counts = TextCounts()
     lines = [line or "" for line in read_lines(source, counts=counts, invalid="replace", allow_pipe=True)]
     require_equal_lines((str(source), len(lines)), (str(references[0]), len(right[0])))
     for warning in counts.warnings():
         warn(warning)
-    return Material(lines, right, source, references)
+    return Material(lines, right, source, references, language)
+
+
+def _language(models: Sequence[Trained]) -> str:
+    """The target language that the settings of all runs name, if they do."""
+    named = {trained.config.data.language or "" for trained in models}
+    if len(named) > 1:
+        what = f"the runs have different target languages, {', '.join(sorted(one or 'null' for one in named))}"
+        raise UsageError("eval", what, "give --language-pair")
+    return next(iter(named), "")
 
 
 def _one_test_set(options: Options, models: Sequence[Trained]) -> tuple[Path, Path]:
@@ -310,8 +322,8 @@ def _hypotheses(path: Path, material: Material) -> list[str]:
 
 def _judge(name: str, options: Options, material: Material) -> Judge:
     if name != "tok-lc":
-        return judge(name, material.references, target=options.target)
-    language = options.language or options.target or _DEFAULT_LANGUAGE
+        return judge(name, material.references, target=material.language)
+    language = options.language or material.language or _DEFAULT_LANGUAGE
     official = None
     if options.tok_lc is not None:
         official = list(read_raw_lines(options.tok_lc))
@@ -320,7 +332,7 @@ def _judge(name: str, options: Options, material: Material) -> Judge:
     return judge(name, material.references, tokenised=official, language=language)
 
 
-def _words(options: Options, models: Sequence[Trained]) -> Words:
+def _words(options: Options, models: Sequence[Trained], language: str) -> Words:
     """How often every word is in the training text: the one that is named, or that of the runs."""
     edges, text = options.frequency_bands, options.frequency_from
     bands = Bands.parse(edges) if edges is not None else Bands(FREQUENCIES)
@@ -332,7 +344,7 @@ def _words(options: Options, models: Sequence[Trained]) -> Words:
             raise UsageError("--by frequency", "the run learned from several texts", "give --frequency-from FILE")
         (text,) = texts[0]
     lines = read_lines(text, counts=TextCounts(), invalid="replace", allow_pipe=True)
-    frequency = count_words(tokenise(line, options.target) for line in lines if line)
+    frequency = count_words(tokenise(line, language) for line in lines if line)
     return Words(text, frequency, bands)
 
 
@@ -372,7 +384,7 @@ def _found(options: Options, task: Task, systems: Sequence[System]) -> dict[str,
                 "update": system.update,
                 "hypotheses_sha256": hashlib.sha256("".join(f"{line}\n" for line in system.lines).encode()).hexdigest(),
                 "scores": row,
-                "words": None if task.words is None else _word_bands(system, task.words, task.material, options.target),
+                "words": None if task.words is None else _word_bands(system, task.words, task.material),
             }
             for system, row in zip(systems, scores, strict=True)
         ],
@@ -459,11 +471,10 @@ def _add_lengths(scores: Scores, grid: Grid, material: Material, bands: Bands) -
             entry["by_length"] = [{"band": label, **band._asdict()} for label, band in found]
 
 
-def _word_bands(system: System, words: Words, material: Material, target: str) -> list[dict[str, Any]]:
+def _word_bands(system: System, words: Words, material: Material) -> list[dict[str, Any]]:
     """Both texts are normalised as the training text is, so that a word is the same word in all of them."""
-    found, right = (
-        [tokenise(normalise(line)[0], target) for line in lines] for lines in (system.lines, material.references[0])
-    )
+    texts, language = (system.lines, material.references[0]), material.language
+    found, right = ([tokenise(normalise(line)[0], language) for line in lines] for lines in texts)
     counted = by_frequency(found, right, words.frequency, words.bands)
     return [
         {"band": label, **band._asdict(), "precision": band.precision, "recall": band.recall, "f": band.f}

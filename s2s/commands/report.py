@@ -241,7 +241,8 @@ class Measurement(NamedTuple):
                 meter.advance()
         for warning in translator.warnings():
             warn(warning)
-        measured = [judge(name, [text.reference])(found) for name in _METRICS]
+        language = model.trained.config.data.language or ""
+        measured = [judge(name, [text.reference], target=language)(found) for name in _METRICS]
         chrf = measured[_METRICS.index("chrf")]
         return cls(text, found, measured, [chrf.value_of(sums) for sums in chrf.sentences])
 

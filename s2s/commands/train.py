@@ -29,6 +29,7 @@ from s2s.data.tokenizer import Tokenizers
 from s2s.distributed import World
 from s2s.errors import CheckpointError, ConfigError, DataError, UsageError
 from s2s.evaluation import score_all
+from s2s.evaluation.scores import tokenise
 from s2s.interfaces import Attention
 from s2s.machine import keep_few_kernels, use_huge_pages
 from s2s.progress import say, silent, warn
@@ -430,6 +431,8 @@ class Validator:
         lengths = (self.corpus.source_lengths, self.corpus.target_lengths)
         self.batches = valid_batches(*lengths, config.batches)
         self.metrics = ("bleu", "chrf", "ter") if config.training.stop_on == "ter" else ("bleu", "chrf")
+        self.language = config.data.language or ""
+        tokenise("", self.language)  # what it needs is not installed: that is heard of now
 
     def __call__(self, model: nn.Module, check: Callable[[], None]) -> Validation:
         """Scores, what the attention does, and a few samples."""
@@ -441,7 +444,8 @@ class Validator:
         translator = Translator(model, self.prepared.tokenizers, self.config.search, device)  # type: ignore[arg-type]
         found = [one.text for one in translator.translate(self.lines, check=check)]
         references = [target for _, target in self.texts]
-        scores |= {score.name: score.value for score in score_all(found, references, self.metrics)}
+        measured = score_all(found, references, self.metrics, self.language)
+        scores |= {score.name: score.value for score in measured}
         samples = [Sample(*texts, text) for texts, text in zip(self.texts, found, strict=True)]
         return Validation(scores, attention, samples[: self.config.training.samples])
 

@@ -40,6 +40,7 @@ from s2s.data.text import (
 )
 from s2s.data.tokenizer import SamplingSettings, SentencePieceSettings, Tokenizers, WhitespaceSettings
 from s2s.errors import CheckpointError, DataError
+from s2s.evaluation.scores import LANGUAGE
 from s2s.interfaces import UNK
 from s2s.progress import Meter
 from s2s.settings import MayChange, Settings
@@ -95,6 +96,9 @@ class DataSettings(Settings):
     """What progress is measured on during training."""
     test: Annotated[PairFiles | None, MayChange()] = None
     """What `s2s eval` measures on."""
+    language: Annotated[str | None, Field(pattern=LANGUAGE), MayChange(decides=True)] = None
+    """The target language, such as de. Needed for zh, ja and ko: there words have no blanks between them, and BLEU cuts
+    the text as sacreBLEU does for these; null cuts it as for others."""
     temperature: float | None = Field(default=None, gt=0)
     """Of several corpora each has a share of an epoch in proportion to its pairs to the power 1 / temperature: 1 is
     their own sizes, more evens them out. Null without weights: every pair once an epoch."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MetricName = Literal["bleu", "chrf", "ter", "exact", "tok-lc", "tokenised"]
 METRICS: tuple[str, ...] = get_args(MetricName)
+LANGUAGE = r"^[a-z]{2,3}$"
+"""How a language is named."""
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,16 @@ def tok_lc_bleu(hypotheses: Sequence[str], tokenised_references: Sequence[str], 
 
 
 def score_all(
-    hypotheses: Sequence[str], references: Sequence[str], metrics: Sequence[str] = ("bleu", "chrf", "ter")
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    metrics: Sequence[str] = ("bleu", "chrf", "ter"),
+    target: str = "",
 ) -> list[Score]:
-    """The scores named in ``metrics``, in that order.
+    """The scores named in ``metrics``, in that order; ``target`` as in `judge`.
 
     Raises UsageError for a name that is not in `METRICS`, DataError for no lines or different numbers of lines.
     """
-    judges = [judge(name, [references]) for name in metrics]
+    judges = [judge(name, [references], target=target) for name in metrics]
     return [measure(hypotheses).score for measure in judges]
 
 

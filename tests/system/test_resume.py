@@ -264,7 +264,7 @@ def first_average(snapshot: Snapshot) -> None:
 FULL = ("training.ema=0.9", "training.patience=10", "training.validate_every=3")
 
 
-def the_same_again(found: object, references: object, metrics: Sequence[str]) -> list[SimpleNamespace]:
+def the_same_again(found: object, references: object, metrics: Sequence[str], language: str) -> list[SimpleNamespace]:
     """In the place of BLEU and chrF: the first validation is the best, and every counter of fruitless ones moves."""
     return [SimpleNamespace(name=name, value=1.0) for name in metrics]
 

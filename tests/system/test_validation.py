@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from harness import Cli, digests, losses, records, train_arguments, validations
+from sacrebleu.metrics.bleu import BLEU
 
+import s2s.commands.train
 from s2s import config as configuration
 from s2s.commands.train import Validator
 from s2s.data.batches import collate
@@ -159,3 +162,28 @@ def test_every_update_says_how_long_it_waited(finished: Path) -> None:
     for before, after in zip([{"seconds": 0.0}, *updates], updates, strict=False):
         assert 0 <= after["waited"] <= after["seconds"] - before["seconds"] + 0.002
     assert any(record["waited"] > 0 for record in updates)
+
+
+def test_a_language_without_blanks_is_cut_as_sacrebleu_cuts_it(
+    project: Path, new_run: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one word a line nearly right translations have a BLEU of zero, and the first checkpoint stays the best."""
+    right, found = ["我们今天去公园玩。", "她喜欢吃苹果和香蕉。"], ["我们今天去公园。", "她喜欢吃苹果。"]
+    files = {"source": ["The man.", "The old dog."], "target": right}
+    for side, lines in files.items():
+        (tmp_path / side).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    both = f"{{source: {tmp_path}/source, target: {tmp_path}/target}}"
+    arguments = ("training.max_updates=1", f"data.valid={both}", f"data.test={both}", "data.language=zh")
+    with monkeypatch.context() as patch:
+        said = [SimpleNamespace(text=line) for line in found]
+        patch.setattr(s2s.commands.train.Translator, "translate", lambda *_, **__: iter(said))
+        assert cli(*train_arguments(project, new_run, *arguments, "training.validate_every=1")).code == 0
+    expected = BLEU(trg_lang="zh").corpus_score(found, [right]).score
+    assert expected > 50 > 10 > BLEU().corpus_score(found, [right]).score
+    assert validations(new_run)[-1][1]["bleu"] == pytest.approx(expected)
+    evaluated = cli("eval", "--model", new_run, "--json", "--significance", "none")
+    assert "tok:zh" in json.loads(evaluated.out)["systems"][0]["scores"][0]["signature"]
+    assert cli("report", new_run, "--split", "test", "-o", tmp_path / "page.html").code == 0
+    assert "tok:zh" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    refused = cli(*train_arguments(project, tmp_path / "other", "data.language=zh_CN"))
+    assert refused.code == 2 and "data.language" in refused.err

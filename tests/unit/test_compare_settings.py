@@ -20,6 +20,7 @@ from s2s.commands.comparison_settings import (
     measured_on,
     read_settings,
     require_same_training,
+    with_language,
 )
 from s2s.commands.train import resolved
 from s2s.data.prepare import PairFiles
@@ -195,6 +196,20 @@ def test_what_a_row_is_made_from(folder: Path) -> None:
     assert made() not in seen
     (folder / "test.de").write_text("test de\n")
     assert made() == first
+
+
+def test_the_language_is_that_of_the_recipes(folder: Path) -> None:
+    def found(**settings: object) -> ComparisonSettings:
+        grown = grid(folder, seeds=[1], **settings)
+        return with_language(grown, cells_of(grown, folder / "out"))
+
+    assert found().target == "de"
+    assert found(overrides=["data.language=zh"]).target == "zh"
+    assert found(overrides=["data.language=zh"], language="ja").target == "ja"
+    mixed = {"to": {"one": ["data.language=zh"], "other": []}}
+    with pytest.raises(ConfigError, match="language: the systems have different ones: None, zh; name that of the"):
+        found(axes=mixed)
+    assert found(axes=mixed, language="en").target == "en"
 
 
 STAGES = ["init_from=runs/first-1", "objective.teacher={run: runs/large-1}"]

@@ -893,6 +893,10 @@ def test_new_writes_what_the_tool_accepts(tmp_path: Path) -> None:
     commands.new(*corpus(tmp_path), out)
     config = load_config(out)
     assert config.data.train.source == str(tmp_path.resolve() / "first-data" / "train.en")
+    assert config.data.language is None
+    source, _ = corpus(tmp_path)
+    commands.new(source, (tmp_path / "text.de").rename(tmp_path / "text.zh"), tmp_path / "second.yaml")
+    assert load_config(tmp_path / "second.yaml").data.language == "zh"
 
 
 def test_new_refuses(tmp_path: Path) -> None:
