@@ -1,6 +1,6 @@
 """Writes the table at the head of README.md from the result file of a comparison.
 
-    python scripts/readme_table.py            after s2s compare configs/compare/mechanisms.yaml
+    python scripts/readme_table.py            after s2s compare configs/compare/readme.yaml
     python scripts/readme_table.py --check    only says whether README.md has it; exit code 1 where it has another
 
 What stands between the two lines that name the table is replaced, nothing else.

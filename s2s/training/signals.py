@@ -99,7 +99,9 @@ class _Watch:
 
     def __init__(self, signals: Signals) -> None:
         self._signals = signals
-        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._reader, self._writer = os.pipe()  # no child inherits it; pipe2 is not everywhere
+        for end in (self._reader, self._writer):
+            os.set_blocking(end, False)
         self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
         self._thread.start()
