@@ -163,7 +163,7 @@ def _linear(values: Sequence[float], snug: bool = False) -> _Scale:
     low, high = min(values, default=0.0), max(values, default=1.0)
     size = max(abs(low), abs(high))
     if high - low <= max(_DUST * size, _SMALLEST):
-        around = size / 2 if size > _SMALLEST else 0.5
+        around = size / 50 if size > _SMALLEST else 0.5
         low, high = low - around, high + around
     step = _step((high - low) / _TICKS)
     first, last = math.floor(low / step), math.ceil(high / step)

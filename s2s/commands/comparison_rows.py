@@ -234,7 +234,8 @@ def _shown(trained: Trained, pairs: Sequence[tuple[str, str]], numbers: Sequence
         parts, attention = one.candidates[0].parts, None
         if can and len(parts) == 1:
             weights, source_words, target_words = word_attention(parts[0], trained.tokenizers)
-            attention = {"source": source_words, "target": target_words, "weights": np.round(weights, 4).tolist()}
+            four = [[float(f"{weight:.4g}") for weight in row] for row in weights.tolist()]  # what is small is not zero
+            attention = {"source": source_words, "target": target_words, "weights": four}
         yield {"line": number, "source": source, "reference": target, "text": one.text, "attention": attention}
 
 

@@ -43,7 +43,7 @@ _EXTREMES = 5
 """Sentences in each of the tables of the best and the worst."""
 T = TypeVar("T")
 _SAMPLES, _VALIDATIONS = 3, 8
-"""Most lines that are translated again by each kept checkpoint, and most checkpoints."""
+"""Most lines that are shown as validations translated them, and most validations."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def begun(run: Path) -> bool:
 def test_a_signal_saves(
     project: Path, new_run: Path, finished: Path, warm: Warm, cli: Cli, number: signal.Signals
 ) -> None:
-    process = warm.start(train_arguments(project, new_run))
+    process = warm.start(train_arguments(project, new_run), "batch:sleep0.05@4+")  # or it might be over by then
     wait_until(lambda: begun(new_run), process)
     os.kill(process.pid, number)
     outcome = finish(process)

@@ -395,10 +395,10 @@ ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 def test_forged_tensor_file(run: Path, data: bytes, reason: str) -> None:
     directory = run / "checkpoints" / "step-00000014"
     rewrite(directory, "model.safetensors", data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CheckpointError, match=f"^step-00000014/model.safetensors: .*{reason}"):
         load(directory)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 class Payload:

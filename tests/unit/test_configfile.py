@@ -277,10 +277,10 @@ def test_alias_bombs_end_at_once(tmp_path: Path) -> None:
     levels = [
         f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]" for below, name in zip("abcdefgh", "bcdefghi", strict=True)
     ]
-    start = time.monotonic()
+    start = time.process_time()
     bomb = problems(write(tmp_path, "a: &a [lol]\n" + "\n".join(levels)))
     circle = problems(write(tmp_path, "a: &a [*a]"))
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1
     assert "anchors (&a) are not supported" in bomb[0]
     assert "train.yaml:1: a[0]: aliases (*a) are not supported; write the value again" in circle
 
