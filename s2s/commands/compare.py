@@ -64,6 +64,10 @@ class Options:
     device: str = "auto"
 
 
+LARGEST_P = 0.05
+"""Where no corrected p can be below it, nothing is told from chance."""
+
+
 class Incomplete(S2SError):
     """Some trainings failed; the code is that of the first."""
 
@@ -80,6 +84,8 @@ def compare(what: Sequence[Path], options: Options) -> None:
     default = Path("runs") / (f"compare-{what[0].stem}" if settings.recipes else "comparison")
     comparison = Comparison(settings, options.output or default, options, asked)
     comparison.prepare()
+    if (note := too_few_samples(comparison.settings, len({cell.system for cell in comparison.cells}))) is not None:
+        warn(note)
     with RunLock(comparison.output):
         failed = comparison.work() if options.train else []
         unfinished = comparison.write(failed)
@@ -91,6 +97,18 @@ def compare(what: Sequence[Path], options: Options) -> None:
             warn(f"{one.name}: {one.why}")
     if waiting := sum(one.why == _NOT_YET for one in unfinished):
         warn(f"{waiting} of {len(comparison.cells)} are not yet run")
+
+
+def too_few_samples(settings: ComparisonSettings, systems: int) -> str | None:
+    """What to say where no difference could be told from chance, however large; None where one could."""
+    others, asked = systems - 1, settings.bootstrap[0]
+    if "p" not in settings.columns or others <= LARGEST_P * (asked + 1):
+        return None
+    needed = 100 * others  # then it may be a hundredth
+    return (
+        f"samples: with {asked:,} drawn test sets no p of {others} differences, corrected, is below "
+        f"{others / (asked + 1):.3f}; set samples: {needed}"
+    )
 
 
 def _settings(what: Sequence[Path], options: Options) -> tuple[ComparisonSettings, str]:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from s2s.analysis.alignment import entropy
+from s2s.commands.compare import too_few_samples
 from s2s.commands.comparison_results import NUMBERS, System, Unfinished, markdown, page, result
 from s2s.commands.comparison_rows import digest, path_of_reading, read_details, read_row
 from s2s.commands.comparison_settings import ComparisonSettings
 from s2s.errors import DataError
+from s2s.evaluation.comparing import holm
 
 HOSTILE = "<script>alert(1)</script>\"'&\u202e</title>"
 RIGHT = ["the cat sat on the mat", "a dog", "the end of it"]
@@ -86,6 +88,19 @@ def test_the_table_has_mean_lowest_and_highest_of_what_is_there(systems: list[Sy
     assert lines[8] == "| `c` | not yet run |" + " |" * 9
     assert lines[10] == "BLEU: `BLEU|sig`"
     assert len(lines) == 11  # no row has bands of length
+
+
+def test_too_few_samples_to_tell_anything_from_chance_are_noticed() -> None:
+    """The smallest p is 1 / (samples + 1), and Holm multiplies it by the number of differences."""
+    settings = ComparisonSettings(recipes=("a.yaml",))
+    assert settings.samples == 1000 and "p" in settings.columns
+    assert too_few_samples(settings, 51) is None
+    found = too_few_samples(settings, 56)
+    assert found is not None and "55 differences, corrected, is below 0.055; set samples: 5500" in found
+    assert min(holm([1 / 1001] * 55)) == pytest.approx(55 / 1001) and max(holm([1 / 5501] * 55)) < 0.01
+    assert too_few_samples(settings.model_copy(update={"samples": 5500}), 56) is None
+    assert too_few_samples(settings.model_copy(update={"columns": ("bleu",)}), 56) is None
+    assert too_few_samples(settings, 1) is None
 
 
 def test_updates_of_seeds_that_differ_are_told_as_a_range(systems: list[System], reference: Path) -> None:
