@@ -333,6 +333,18 @@ def test_signals_end_it(finished: Path, number: signal.Signals) -> None:
     assert re.fullmatch(rf"s2s: error: stopped by {number.name} after \d requests\n", outcome.err), outcome.err
 
 
+def test_what_is_asked_of_the_server_on_the_command_line(finished: Path) -> None:
+    """Names that it is known by, how many may wait, and for how long."""
+    running = Server(finished, "--allow-host", "translate.example", "--queue", "7", "--timeout", "9")
+    try:
+        for host, status in (("translate.example", 200), ("127.0.0.1", 200), ("other.example", 400)):
+            assert running.send("GET", "/healthz", Host=host)[0] == status, host
+        limits = json.loads(running.send("GET", "/api/models")[1])["limits"]
+        assert (limits["requests"], limits["seconds"]) == (7, 9)
+    finally:
+        assert running.end(signal.SIGINT).code == 130
+
+
 @pytest.mark.fault("X10")
 def test_the_port_is_in_use(finished: Path, cli: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:

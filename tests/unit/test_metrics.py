@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from s2s.errors import SystemRefused
+from s2s.errors import ConfigError, SystemRefused
 from s2s.training.metrics import MetricsLog, TensorBoard
 
 
@@ -156,12 +157,20 @@ def test_a_board_that_cannot_be_written_costs_no_record(tmp_path: Path) -> None:
 @pytest.mark.fault("R7")
 def test_the_board_shows_an_update_once(tmp_path: Path) -> None:
     """What was shown of updates after the checkpoint is hidden when the training goes on from it."""
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     for step, values in ((0, [1.0, 2.0, 3.0]), (1, [20.0, 30.0])):
         log = MetricsLog(tmp_path / "metrics.jsonl", board=TensorBoard(tmp_path / "tensorboard", step))
         for place, value in enumerate(values, start=step + 1):
             log.append({"step": place, "loss": value})
         log.end()
         time.sleep(1.1)  # the names of event files count seconds
-    shown = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
     assert [(event.step, event.value) for event in shown] == [(1, 1.0), (2, 20.0), (3, 30.0)]
+
+
+def test_a_board_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"training.tensorboard: TensorBoard is not installed; pip install -e"):
+        TensorBoard(tmp_path)
+    assert not list(tmp_path.iterdir())
