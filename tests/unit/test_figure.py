@@ -48,9 +48,32 @@ def test_any_text_is_text(text: str) -> None:
     assert figure([HeatMap(np.ones((1, 1)), [text], [text], text, text)], "pdf").startswith(b"%PDF-")
 
 
-def test_marks_and_many_pictures() -> None:
-    marked = GIVEN._replace(centres=[0.5, 2.0], windows=[(0, 1), (0.5, 2)], note="note")
-    assert len(figure([marked], "png")) > len(figure([GIVEN], "png"))
+def marks(words: list[str], rows: int, **more: object) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels that marks add to a heat map of four equal columns."""
+    plain = HeatMap(np.full((rows, 4), 0.25), words, ["x", "y"][:rows], "")
+    found = [darkness(figure([one], "png")) for one in (plain, plain._replace(**more))]
+    return np.nonzero(abs(found[1] - found[0]) > 0.02)
+
+
+@pytest.mark.parametrize("words", [list("abcd"), list("אבגד")])
+def test_marks_stand_where_they_belong(words: list[str]) -> None:
+    """A window over all four words measures the page; one from the first edge to the third lies within it."""
+    _, whole = marks(words, 1, windows=[(0, 4)])
+    left, wide = whole.min(), whole.max() - whole.min()
+
+    def place(edge: float) -> float:
+        """Of an edge between words, counted from where reading begins."""
+        return float(left + wide * (edge if words[0] == "a" else 4 - edge) / 4)
+
+    _, part = marks(words, 1, windows=[(1, 3)])
+    assert sorted([part.min(), part.max()]) == pytest.approx(sorted([place(1), place(3)]), abs=4)
+    down, across = marks(words, 2, centres=[0.5, 2.5])
+    half = (down.min() + down.max()) / 2
+    assert across[down < half].mean() == pytest.approx(place(0.5), abs=4)
+    assert across[down > half].mean() == pytest.approx(place(2.5), abs=4)
+
+
+def test_many_pictures() -> None:
     one, four = (darkness(figure([GIVEN] * count, "png")).shape for count in (1, 4))
     assert (four[0], four[1]) == pytest.approx((2 * one[0], 3 * one[1]), abs=2)
 
