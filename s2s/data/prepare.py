@@ -103,8 +103,8 @@ class DataSettings(Settings):
     """Of several corpora each has a share of an epoch in proportion to its pairs to the power 1 / temperature: 1 is
     their own sizes, more evens them out. Null without weights: every pair once an epoch."""
     max_length: int = Field(default=256, gt=0)
-    """Pairs with more words or pieces than this on a side, or 20 times as many characters, are left out, and
-    counted."""
+    """Pairs with more words or pieces than this on a side, the tag among them, or 20 times as many characters, are left
+    out, and counted."""
     max_ratio: float | None = Field(default=None, ge=1)
     """Training pairs with more pieces than this on one side for each piece on the other are left out, and counted."""
     drop_copies: bool = False
