@@ -39,11 +39,11 @@ def table(found: dict[str, Any]) -> str:
 
 
 def cell(system: dict[str, Any], name: str, form: str) -> str:
-    """The mean over seeds, of the first column with half of the distance from the lowest to the highest."""
+    """The mean over seeds, of the first column with the lowest and the highest."""
     summary = system["summary"][name]
     if summary is None:
         return "-"
-    spread = f" ± {(summary['high'] - summary['low']) / 2:{form}}" if name == COLUMNS[0][1] else ""
+    spread = f" ({summary['low']:{form}}-{summary['high']:{form}})" if name == COLUMNS[0][1] else ""
     return f"{summary['mean']:{form}}{spread}"
 
 

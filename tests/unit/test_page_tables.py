@@ -33,7 +33,7 @@ def system(name: str, bleu: tuple[float, float, float] | None, parameters: int) 
     return {"name": name, "rows": [{}] if bleu else [], "summary": summary}
 
 
-def test_best_first_with_half_the_range_and_gaps(script: ModuleType) -> None:
+def test_best_first_with_lowest_highest_and_gaps(script: ModuleType) -> None:
     found = {
         "systems": [system("a", (30.0, 31.02, 33.0), 12), system("b", (98.0, 99.0, 99.5), 1234), system("c", None, 1)]
     }
@@ -41,8 +41,8 @@ def test_best_first_with_half_the_range_and_gaps(script: ModuleType) -> None:
     assert len(lines) == 4  # nothing of what was not run
     found["systems"][1]["rows"].append({})
     assert script.table(found).splitlines()[3].startswith("| `a` (1 of 2 seeds) | ")
-    assert lines[2] == "| `b` | 99.0 ± 0.8 | 93.3 | - | - | 1,234 |"
-    assert lines[3] == "| `a` | 31.0 ± 1.5 | 93.3 | - | - | 12 |"
+    assert lines[2] == "| `b` | 99.0 (98.0-99.5) | 93.3 | - | - | 1,234 |"
+    assert lines[3] == "| `a` | 31.0 (30.0-33.0) | 93.3 | - | - | 12 |"
 
 
 def test_only_what_stands_between_the_lines_changes(script: ModuleType) -> None:
