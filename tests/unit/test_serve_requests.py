@@ -271,17 +271,19 @@ def test_who_waits_to_be_read_waits_no_longer(clients: ThreadPoolExecutor, monke
         return read(body)
 
     monkeypatch.setattr(app, "read", slow)
-    with serving(timeout=1.0) as server:
+    with serving(timeout=3.0) as server:
         first = clients.submit(server.ask, "a")
         assert begun.acquire(timeout=30)
         with server.connect() as client:
             client.sendall(b"POST /api/translate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                            b"Content-Length: 20\r\n\r\n" + b'{"sentences": ["b"]}')  # fmt: skip
             server.waiting(2)
-        server.waiting(1)  # before its second was over
+        server.waiting(1)  # before its time was over, and that of the first
+        assert not first.done()
         began = time.monotonic()
         assert server.ask("c")[0] == first.result(30)[0] == 503
         assert time.monotonic() - began < 20
+        server.waiting(0)
         gate.set()
         assert server.ask("d")[0] == 200
     assert begun.acquire(blocking=False) and not begun.acquire(blocking=False)  # only the last was read after that
