@@ -18,6 +18,7 @@ import math
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -125,8 +126,8 @@ def _sync_directory(path: Path) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Give the file this content in one step: readers see the old or the new, also after a crash. Raises `OSError`."""
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
+    # caches are shared, and two containers have the same process numbers
+    temporary = path.with_name(f".tmp-{path.name}-{secrets.token_hex(8)}")
     try:
         _write_file(temporary, data)
         temporary.rename(path)

@@ -156,7 +156,8 @@ def test_order_of_writes_syncs_and_renames(tmp_path: Path, monkeypatch: pytest.M
     fsync, rename = os.fsync, os.rename
 
     def short(path: object) -> str:
-        return str(path).removeprefix(str(tmp_path)).replace(f"-{os.getpid()}", "-PID")
+        path = str(path).removeprefix(str(tmp_path)).replace(f"-{os.getpid()}", "-PID")
+        return re.sub("-[0-9a-f]{16}$", "-DRAWN", path)
 
     def record_fsync(descriptor: int) -> None:
         calls.append("fsync " + short(Path(f"/proc/self/fd/{descriptor}").readlink()))
@@ -175,13 +176,28 @@ def test_order_of_writes_syncs_and_renames(tmp_path: Path, monkeypatch: pytest.M
         f"fsync {temporary}",
         f"rename {temporary} step-00000003",
         "fsync /checkpoints",
-        "fsync /.tmp-latest-PID",
-        "rename /.tmp-latest-PID latest",
+        "fsync /.tmp-latest-DRAWN",
+        "rename /.tmp-latest-DRAWN latest",
         "fsync ",
-        "fsync /.tmp-best-PID",
-        "rename /.tmp-best-PID best",
+        "fsync /.tmp-best-DRAWN",
+        "rename /.tmp-best-DRAWN best",
         "fsync ",
     ]
+
+
+def test_two_containers_with_one_process_number_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, seen = os.rename, list[str]()
+
+    def written_by_another_too(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        checkpoint.replace_file(target, b"theirs")
+        seen.append(target.read_text())
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", written_by_another_too)
+    checkpoint.replace_file(tmp_path / "shared", b"ours")
+    assert seen == ["theirs"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"shared": "ours"}
 
 
 @pytest.mark.fault("D9")
@@ -842,7 +858,7 @@ def test_a_checkpoint_being_replaced_is_found(run: Path) -> None:
 def test_temporaries_do_not_follow_links(run: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (run / f".tmp-latest-{os.getpid()}").symlink_to(victim)
+    (run / ".tmp-latest-1").symlink_to(victim)
     (run / "checkpoints" / ".tmp-x").symlink_to(tmp_path)
     checkpoints = Checkpoints(run, "mine", 100)
     checkpoints.save(21, snapshot(21))
