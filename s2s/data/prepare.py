@@ -174,9 +174,13 @@ def prepare(
     folder = Path(settings.cache) if settings.cache is not None else cache
     digests = Digests(folder)
     learned_from = [_Files(*names, files, settings, digests, True) for names, files in _named(settings)]
-    valid_files = None if settings.valid is None else _Files("valid", "valid", settings.valid, settings, digests, False)
-    if settings.test is not None:  # read only after training, when it is too late to learn that it is missing
-        _Files("test", "test", settings.test, settings, digests, False)
+    measured_on = {
+        key: _Files(key, key, files, settings, digests, False)
+        for key, files in (("valid", settings.valid), ("test", settings.test))
+        if files is not None
+    }
+    for few in measured_on.values():  # read after hours, when it is too late to learn what is wrong with them
+        few.require_lines()
     digests.save()
     if tokenizers is None:
         tokenizers = _tokenizers(learned_from, tokenizer_settings, folder, digests, notify)
@@ -191,10 +195,10 @@ def prepare(
         fingerprint[files.key] = files.fingerprint(own)
     train: AnyCorpus = Corpora(parts) if len(parts) > 1 else parts[0]
     valid = None
-    if valid_files is not None:
-        valid, own = cached.corpus(valid_files, (learned_from, train))
+    if "valid" in measured_on:
+        valid, own = cached.corpus(measured_on["valid"], (learned_from, train))
         counts.append(own)
-        fingerprint["valid"] = valid_files.fingerprint(own)
+        fingerprint["valid"] = measured_on["valid"].fingerprint(own)
     digests.save()
     sampling = tokenizer_settings.sampling if isinstance(tokenizer_settings, SentencePieceSettings) else None
     mixture = _mixture(settings, [len(part) for part in parts])
@@ -271,6 +275,11 @@ class _Files:
             what = f"has {found['links'].lines} lines, {self.paths['source']} has {source.lines}"
             raise DataError(self.paths["links"], what, "give one line of links for each pair")
         return found
+
+    def require_lines(self) -> None:
+        """Raises DataError where the files do not have the same number of lines, or none."""
+        if not self.indexes["source"].lines:
+            raise DataError(self.paths["source"], "is empty", "give a text to measure on")
 
     def texts(self, number: int) -> Iterator[tuple[str, str]]:
         """The usable pairs of so many lines, spread over the files, without tags; of a few lines there may be none.

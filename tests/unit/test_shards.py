@@ -335,6 +335,20 @@ def test_unequal_files(tmp_path: Path, tokenizer: SentencePieceSettings | Whites
         run(tmp_path, DataSettings(train=files), tokenizer)
 
 
+@pytest.mark.fault("TX1")
+@pytest.mark.parametrize("part", ["valid", "test"])
+@pytest.mark.parametrize(
+    ("source", "target", "message"), [(SOURCE, TARGET[:-1], r"5 lines.* 4"), ([], [], r"source: is empty")]
+)
+def test_what_is_measured_on_is_looked_at_before_anything_is_encoded(
+    tmp_path: Path, part: str, source: list[str], target: list[str], message: str
+) -> None:
+    files = PairFiles(source=lines(tmp_path / "source", source), target=lines(tmp_path / "target", target))
+    with pytest.raises(DataError, match=message):
+        run(tmp_path, DataSettings.model_validate({"train": corpus_files(tmp_path), part: files}))
+    assert not list((tmp_path / "cache").glob("data-*"))
+
+
 @pytest.mark.fault("TX24")
 def test_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = corpus_files(tmp_path)
