@@ -398,6 +398,14 @@ def _refuse_file(path: Path) -> None:
     raise CheckpointError(path, _PICKLE if pickled else "not an s2s model", "give the directory of a run")
 
 
+def checkpoints_of(run: Path, warn: Warn = _log.warning) -> dict[int, Path]:
+    """A run's own checkpoints by their updates, ascending. Raises `CheckpointError` where there are none."""
+    ordered = _own(run, _steps(run / "checkpoints"), warn)
+    if not ordered:
+        raise CheckpointError(run, "no checkpoints here", "give the directory of a run that has saved one")
+    return dict(reversed(ordered))  # the complete one wins over the one it was replacing
+
+
 def _choose(path: Path, which: str, warn: Warn) -> Path:
     """The directory of the checkpoint that is asked for, in a run's directory or itself one."""
     if not path.is_dir():
@@ -408,16 +416,13 @@ def _choose(path: Path, which: str, warn: Warn) -> Path:
         if which != "best" and (asked is None or name is None or int(asked[1]) != int(name[1])):
             raise CheckpointError(path, f"is one checkpoint, and not {which!r}", "give the directory of its run")
         return path
-    ordered = _own(path, _steps(path / "checkpoints"), warn)
-    if not ordered:
-        raise CheckpointError(path, "no checkpoints here", "give the directory of a run that has saved one")
-    steps = dict(reversed(ordered))  # the complete one wins over the one it was replacing
+    steps = checkpoints_of(path, warn)
     if which in ("best", "latest"):
         step = _pointer(path / which)
         if step not in steps and (which == "latest" or os.path.lexists(path / which)):
             warn(f"{path / which}: names no checkpoint; taking the newest")
         # a save interrupted before it could write `latest` is still the newest
-        return steps[step if which == "best" and step in steps else ordered[0][0]]
+        return steps[step if which == "best" and step in steps else max(steps)]
     name = _STEP.fullmatch(which)
     if not name or int(name[1]) not in steps:
         there = ", ".join(sorted(found.name for found in steps.values()))

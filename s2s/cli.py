@@ -539,9 +539,14 @@ def run(arguments: list[str] | None = None) -> int:
     except typer.Exit as error:
         return int(error.exit_code)
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # so the parser ends where its help finds no reader
+        broken = error.__context__
+        if not isinstance(broken, BrokenPipeError):
+            raise
+        from s2s.commands.output import nobody_reads
+
+        if nobody_reads(1):  # so the parser ends where its help finds no reader
             _end_silently()
-        raise
+        return _fail(refusal(broken))  # a pipe to somebody else, of which the parser knows nothing
     except (KeyboardInterrupt, typer.Abort):
         say("s2s: stopped")
         return 128 + signal.SIGINT

@@ -121,7 +121,7 @@ class Config(Settings):
     """How gradients become updates."""
     training: TrainingSettings = TrainingSettings()
     """The loop."""
-    search: Annotated[SearchSettings, MayChange(decides=True)] = SearchSettings()
+    search: Annotated[SearchSettings, MayChange(scores=True, decides=True)] = SearchSettings()
     """How translations are searched for, in validation and by `s2s translate`."""
     init_from: Annotated[FilePath | None, MayChange(contents=True)] = None
     """A run to start from: its vocabularies, and its best weights wherever name and shape agree; the rest starts

@@ -103,15 +103,6 @@ def build_model(config: Config, tokenizers: Tokenizers) -> Seq2Seq:
         raise ConfigError("model", error) from error
 
 
-def steps_of(path: Path) -> list[int]:
-    """The updates that a run has checkpoints of, ascending. Raises CheckpointError where there are none."""
-    folder = path / "checkpoints"
-    found = [int(child.name[5:]) for child in folder.glob("step-*") if child.name[5:].isdigit()]
-    if not found:
-        raise CheckpointError(path, "no checkpoints here", "give the directory of a run that has saved one")
-    return sorted(found)
-
-
 def run_of(path: Path) -> Run:
     """The run that this directory, or one of its checkpoints, is. Raises CheckpointError where it is none."""
     for folder in (path, path.resolve().parent.parent):  # a run, or run/checkpoints/step-N

@@ -32,16 +32,21 @@ class MayChange:
     """Marks a setting, or a whole section, that may have another value when a run goes on; others may not."""
 
     exact: bool = True
-    """Whether the rest of the run is then, to the bit, what it would have been."""
+    """Whether its updates are then, to the bit, what they would have been."""
     contents: bool = False
     """Whether it names texts or runs whose contents are compared instead: they may have been moved."""
+    scores: bool = False
+    """Whether validation is scored in another way from then on."""
     decides: bool = False
     """Whether it decides what the run ends with: in a comparison another value is another training."""
 
     def __str__(self) -> str:
         if self.contents:
             return "May name another place when a run goes on."
-        return f"May change when a run goes on{'' if self.exact else ', which is then no longer the same to the bit'}."
+        text = "May change when a run goes on"
+        if self.scores:
+            return f"{text}; scores of validation before and after are then not comparable."
+        return f"{text}{'' if self.exact else ', which is then no longer the same to the bit'}."
 
 
 def by_name(value: Any) -> Any:

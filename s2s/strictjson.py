@@ -75,9 +75,9 @@ def _finite(text: str) -> float:
 
 
 def _depth(value: Any) -> int:
+    """Objects and lists inside each other."""
     depth, level = 0, [value]
-    while level:
-        inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, (dict, list))]
-        level = [item for items in inner for item in items]
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
         depth += 1
     return depth

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
-from s2s.checkpoint import Checkpoints, Snapshot, average, load_model, replace_file, require
+from s2s.checkpoint import Checkpoints, Snapshot, average, checkpoints_of, load_model, replace_file, require
 from s2s.errors import UsageError
-from s2s.progress import say
-from s2s.run import Run, steps_of
+from s2s.progress import say, warn
+from s2s.run import Run
 
 _LAST = 5
 
@@ -25,9 +26,10 @@ def average_checkpoints(source: Path, output: Path, last: int | None = None, bes
         raise UsageError("average", "--last and --best were both given", "choose one")
     if output.exists():
         raise UsageError(output, "exists", "give another --output")
-    steps = _newest(source, last or _LAST) if best is None else _best(source, best)
-    mean = average(load_model(source, f"step-{step:08d}").snapshot.model for step in steps)
-    newest = load_model(source, f"step-{steps[-1]:08d}")
+    found = checkpoints_of(source, warn)
+    steps = _newest(source, found, last or _LAST) if best is None else _best(source, found, best)
+    mean = average(load_model(found[step]).snapshot.model for step in steps)
+    newest = load_model(found[steps[-1]])
     run, identity = Run(output), uuid.uuid4().hex
     output.mkdir(parents=True)
     try:
@@ -43,18 +45,17 @@ def average_checkpoints(source: Path, output: Path, last: int | None = None, bes
     say(f"averaged updates {', '.join(map(str, steps))} into {output}")
 
 
-def _newest(source: Path, count: int) -> list[int]:
+def _newest(source: Path, found: Mapping[int, Path], count: int) -> list[int]:
     """The newest updates that there are checkpoints of, ascending."""
-    steps = steps_of(source)
-    if len(steps) < count:
-        what = f"has {len(steps)} checkpoints, not {count}"
+    if len(found) < count:
+        what = f"has {len(found)} checkpoints, not {count}"
         raise UsageError(source, what, "train with a larger training.keep_last, or average fewer")
-    return steps[-count:]
+    return list(found)[-count:]
 
 
-def _best(source: Path, count: int) -> list[int]:
+def _best(source: Path, found: Mapping[int, Path], count: int) -> list[int]:
     """The updates of the checkpoints that were best when the run validated them, ascending; ties to the earlier."""
-    scores = {step: _score(source, step) for step in steps_of(source)}
+    scores = {step: _score(path) for step, path in found.items()}
     ranked = sorted((-score, step) for step, score in scores.items() if score is not None)
     if len(ranked) < count:
         what = f"has {len(ranked)} checkpoints that were validated, not {count}"
@@ -62,7 +63,7 @@ def _best(source: Path, count: int) -> list[int]:
     return sorted(step for _, step in ranked[:count])
 
 
-def _score(source: Path, step: int) -> float | None:
+def _score(checkpoint: Path) -> float | None:
     """What a checkpoint's validation gave, higher being better; None where there was none."""
-    own = require(load_model(source, f"step-{step:08d}").snapshot.state, "checkpoint", dict)
+    own = require(load_model(checkpoint).snapshot.state, "checkpoint", dict)
     return None if own.get("score") is None else require(own, "score", float)

@@ -25,7 +25,7 @@ import torch
 
 from s2s.checkpoint import RunLock, replace_file
 from s2s.commands.comparison_results import System, Unfinished, markdown, page, result
-from s2s.commands.comparison_rows import Asked, Files, read_details, read_row
+from s2s.commands.comparison_rows import Asked, Exam, Files, read_details, read_row
 from s2s.commands.comparison_settings import (
     Cell,
     ComparisonSettings,
@@ -198,6 +198,7 @@ class Comparison:
                     warn(f"the table cannot be written yet: {error}")
 
         if tasks:
+            Exam.of(self.asked_of_all())  # what does not fit is told now, not after hours of training
             say(
                 f"{len(tasks)} of {len(self.cells)} to do, {self.options.jobs} at a time; logs in {tasks[0].log.parent}"
             )

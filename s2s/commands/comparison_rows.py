@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from s2s import config as configuration
-from s2s.analysis.alignment import Link, Weights, aer, entropy, given_weights, links_from_weights, read_links
+from s2s.analysis.alignment import GoldLinks, Link, Weights, aer, entropy, given_weights, links_from_weights, read_links
 from s2s.checkpoint import load_model, replace_file
 from s2s.commands.models import load
 from s2s.commands.translate import translate_lines, word_attention
@@ -30,7 +30,7 @@ from s2s.data.parallel import Parallel, require_equal_lines
 from s2s.data.text import read_raw_lines
 from s2s.data.tokenizer import Tokenizers
 from s2s.errors import CheckpointError, DataError
-from s2s.evaluation import Measured, judge
+from s2s.evaluation import Judge, Measured, judge
 from s2s.evaluation.bands import Bands, by_length
 from s2s.progress import Meter, warn
 from s2s.run import Trained, run_of
@@ -77,24 +77,42 @@ class Reading(NamedTuple):
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
+class Exam(NamedTuple):
+    """What every model of a comparison is asked, as it was read."""
+
+    pairs: list[tuple[str, str]]
+    right: list[str]
+    """The references as they stand in their file."""
+    gold: list[GoldLinks] | None
+    judges: list[Judge]
+
+    @classmethod
+    def of(cls, asked: Asked) -> Exam:
+        """Raises DataError where files do not fit each other, UsageError for a metric that needs a missing package."""
+        pairs = [(source or "", target or "") for source, target in Parallel(asked.source, asked.target)]
+        for number in asked.shown:
+            if number > len(pairs):
+                what = f"has {len(pairs)} lines, and line {number} is to be shown"
+                raise DataError(asked.source, what, "show another")
+        gold = None if asked.links is None else read_links(asked.links)
+        if gold is not None:
+            require_equal_lines((str(asked.source), len(pairs)), (str(asked.links), len(gold)))
+        right = list(read_raw_lines(asked.target))
+        judges = [judge(name, [right], target=asked.language, language=asked.language) for name in asked.metrics]
+        return cls(pairs, right, gold, judges)
+
+
 def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
-    """The numbers of a finished run and their details. Raises CheckpointError, DataError."""
+    """The numbers of a finished run and their details. Raises CheckpointError, and what `Exam.of` raises."""
+    pairs, right, gold, judges = Exam.of(asked)
     trained = load(run, resolve_device(device))
-    pairs = [(source or "", target or "") for source, target in Parallel(asked.source, asked.target)]
-    for number in asked.shown:
-        if number > len(pairs):
-            raise DataError(asked.source, f"has {len(pairs)} lines, and line {number} is to be shown", "show another")
     began = time.monotonic()
     with Meter(f"translating with {run}", len(pairs)) as meter:
         lines = translate_lines(trained, [source for source, _ in pairs], meter)
     seconds = time.monotonic() - began
-    right = list(read_raw_lines(asked.target))
     lengths, bands = [len(source.split()) for source, _ in pairs], Bands(asked.length_bands)
     row = {
-        "scores": [
-            _score(judge(name, [right], target=asked.language, language=asked.language)(lines), lengths, bands)
-            for name in asked.metrics
-        ],
+        "scores": [_score(measured(lines), lengths, bands) for measured in judges],
         "hypotheses_sha256": digest(lines),
         "exact": statistics.fmean(line == other for line, other in zip(lines, right, strict=True)),
         "parameters": sum(parameter.numel() for parameter in trained.model.parameters()),
@@ -103,7 +121,7 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
         "sentences_per_second": len(pairs) / seconds,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
-        **_attention(trained, pairs, asked.links),
+        **_attention(trained, pairs, gold),
     }
     return row, {"hypotheses": lines, "shown": list(_shown(trained, pairs, asked.shown))}
 
@@ -161,7 +179,7 @@ def _origins(run: Path) -> Row:
     return {"began_from": known} if known else {}
 
 
-def _attention(trained: Trained, pairs: Sequence[tuple[str, str]], links: Path | None) -> Row:
+def _attention(trained: Trained, pairs: Sequence[tuple[str, str]], gold: Sequence[GoldLinks] | None) -> Row:
     """Entropy, where attention goes and, with gold links, AER with both shifts; empty without attention."""
     device = next(trained.model.parameters()).device
     force = partial(force_at_once, trained.model)
@@ -174,7 +192,7 @@ def _attention(trained: Trained, pairs: Sequence[tuple[str, str]], links: Path |
         return {}
     row = {"entropy": statistics.fmean(value for one in found for value in entropy(one.weights).tolist())}
     row |= path_of_reading([reading.weights for reading in found])
-    return row if links is None else row | {"aer": _aer(readings, links)}
+    return row if gold is None else row | {"aer": _aer(readings, gold)}
 
 
 def _reading(scored: Scored, tokenizers: Tokenizers) -> Reading | None:
@@ -207,10 +225,8 @@ def path_of_reading(weights: Sequence[Weights]) -> Row:
     return {"first": statistics.fmean(first), "last": statistics.fmean(last), "back": back / steps}
 
 
-def _aer(readings: Sequence[Reading | None], links: Path) -> dict[str, float]:
+def _aer(readings: Sequence[Reading | None], gold: Sequence[GoldLinks]) -> dict[str, float]:
     """By shift; see `s2s.search.align`."""
-    gold = read_links(links)
-    require_equal_lines(("the test set", len(readings)), (str(links), len(gold)))
     sure, possible = [one.sure for one in gold], [one.possible for one in gold]
     predicted = {shift: [_links(reading, shift) for reading in readings] for shift in SHIFTS}
     return {str(shift): aer(sure, possible, rows).aer for shift, rows in predicted.items()}

@@ -217,12 +217,15 @@ def measured_on(settings: ComparisonSettings, cells: Sequence[Cell]) -> PairFile
 
 
 def with_language(settings: ComparisonSettings, cells: Sequence[Cell]) -> ComparisonSettings:
-    """The settings with the target language of all systems. Raises ConfigError where they have different ones."""
-    named = {cell.config.data.language for cell in cells}
-    if settings.language is not None or named == {None}:
+    """The settings with the target language that systems name, if any do, for all are scored on one text.
+
+    Raises ConfigError where they name different ones.
+    """
+    named = {cell.config.data.language for cell in cells} - {None}
+    if settings.language is not None or not named:
         return settings
     if len(named) > 1:
-        what = f"the systems have different ones: {', '.join(sorted(str(one) for one in named))}"
+        what = f"the systems have different ones: {', '.join(sorted(map(str, named)))}"
         raise ConfigError("language", what, "name that of the comparison")
     return settings.model_copy(update={"language": named.pop()})
 

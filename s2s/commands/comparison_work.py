@@ -137,14 +137,20 @@ def _done(task: Task) -> tuple[int, str]:
         say(f"s2s: error: {error}")
         return error.code, str(error)
     except OSError as error:
-        traceback.print_exc()
+        _trace()
         return 6, f"{error}; see {task.log}"
     except Exception as error:
-        traceback.print_exc()
+        _trace()
         if is_out_of_memory(error):
             return SystemRefused.code, f"{out_of_memory()}; see {task.log}"
         return 1, f"{type(error).__name__}: {error}; this is a bug in s2s; see {task.log}"
     return 0, ""
+
+
+def _trace() -> None:
+    """Where it failed, into the log, if there is room on its disk."""
+    with suppress(OSError):
+        traceback.print_exc()
 
 
 def do(task: Task) -> None:

@@ -294,12 +294,12 @@ def _material(options: Options, models: Sequence[Trained]) -> Material:
 
 
 def _language(models: Sequence[Trained]) -> str:
-    """The target language that the settings of all runs name, if they do."""
-    named = {trained.config.data.language or "" for trained in models}
+    """The target language that the settings of the runs name, if any do: they are scored on one text."""
+    named = {trained.config.data.language for trained in models} - {None}
     if len(named) > 1:
-        what = f"the runs have different target languages, {', '.join(sorted(one or 'null' for one in named))}"
+        what = f"the runs have different target languages, {', '.join(sorted(map(str, named)))}"
         raise UsageError("eval", what, "give --language-pair")
-    return next(iter(named), "")
+    return next(iter(named), None) or ""
 
 
 def _one_test_set(options: Options, models: Sequence[Trained]) -> tuple[Path, Path]:

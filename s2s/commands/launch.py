@@ -72,12 +72,15 @@ def _launch(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // processes)))
     handled = [name for name in ends if signal.getsignal(signal.Signals[name]) != signal.SIG_IGN]  # as under nohup
     with tempfile.TemporaryDirectory(prefix="s2s-launch-") as folder:
-        _run([sys.executable, "-m", "s2s", *command], processes, restarts, handled, folder, words)
+        failed = _run([sys.executable, "-m", "s2s", *command], processes, restarts, handled, folder, words)
+    if failed is not None:
+        raise _ending(*failed, words.todo)
 
 
 def _run(
     command: Sequence[str], processes: int, restarts: int, signals: Sequence[str], folder: str, words: _Words
-) -> None:
+) -> tuple[int, int] | None:
+    """The process that failed first and what it ended with, if one did. Raises Stopped."""
     # What went wrong the processes say themselves: these are read at the imports below, and when they start.
     os.environ.setdefault("LOGLEVEL", "CRITICAL")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -103,11 +106,12 @@ def _run(
         start(settings, command[0], list(command[1:]))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        raise _ending(rank, failure.exitcode, words.todo) from None
+        return rank, failure.exitcode
     except SignalException as error:
         if error.sigval == signal.SIGQUIT:  # a process that gets it is gone at once, and says nothing
             raise Stopped(error.sigval, *words.quit) from None
-        raise _ending(0, 128 + error.sigval, words.todo) from None
+        return 0, 128 + error.sigval
+    return None
 
 
 def _ending(rank: int, code: int, todo: str) -> S2SError:

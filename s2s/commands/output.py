@@ -26,8 +26,6 @@ class Output:
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
-        self._poll = select.poll()
-        self._poll.register(stream, 0)  # errors are told in any case
 
     def __enter__(self) -> Self:
         return self
@@ -49,8 +47,15 @@ class Output:
 
     def check(self) -> None:
         """End as a write would where the reader of a pipe has gone: nothing is computed for nobody."""
-        if any(events & select.POLLERR for _, events in self._poll.poll(0)):
+        if nobody_reads(self.stream):
             end_silently()
+
+
+def nobody_reads(stream: int | BinaryIO) -> bool:
+    """Whether it is a pipe whose reader has gone."""
+    poll = select.poll()
+    poll.register(stream, 0)  # errors are told in any case
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def end_silently() -> NoReturn:

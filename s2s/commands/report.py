@@ -233,6 +233,8 @@ class Measurement(NamedTuple):
     @classmethod
     def of(cls, model: Model, text: Text) -> Measurement:
         """Translate with the run's own settings of search."""
+        language = model.trained.config.data.language or ""
+        judges = [judge(name, [text.reference], target=language) for name in _METRICS]
         translator = _translator(model.trained)
         found: list[str] = []
         with Meter("translating", len(text.source)) as meter:
@@ -241,8 +243,7 @@ class Measurement(NamedTuple):
                 meter.advance()
         for warning in translator.warnings():
             warn(warning)
-        language = model.trained.config.data.language or ""
-        measured = [judge(name, [text.reference], target=language)(found) for name in _METRICS]
+        measured = [of(found) for of in judges]
         chrf = measured[_METRICS.index("chrf")]
         return cls(text, found, measured, [chrf.value_of(sums) for sums in chrf.sentences])
 

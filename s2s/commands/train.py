@@ -136,8 +136,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     checkpoints = Checkpoints(run.path, identity, training.keep_last, training.keep_best, warn)
     with signals.nothing_to_save():
         loaded = _newest(checkpoints, world)
-        if loaded is not None:
-            _compare_settings(loaded.snapshot.state, config)
+        changed = loaded is not None and _compare_settings(loaded.snapshot.state, config)
         prepared = world.first_then_all(lambda: _data(config, run, loaded, world))
         data = EpochData(config, prepared, world)
     if config.model.document is not None:
@@ -207,7 +206,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         ended = trainer.run()
     finally:
         metrics.end()
-    _report(trainer, run, ended, trainer.state.update == before and resumed, resumed)
+    _report(trainer, run, ended, trainer.state.update == before and resumed, resumed, changed)
 
 
 def _check_teacher(loaded: Loaded, config: Config, now: dict[str, Any] | None) -> None:
@@ -252,7 +251,7 @@ def _teacher(config: Config, tokenizers: Tokenizers) -> Trained | None:
     return teacher
 
 
-def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool, resumed: bool) -> None:
+def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool, resumed: bool, changed: bool) -> None:
     """Say how it ended. Raises Stopped after a signal."""
     state = trainer.state
     number = trainer.stop
@@ -260,7 +259,8 @@ def _report(trainer: Trainer, run: Run, ended: str, nothing_done: bool, resumed:
         kept = f"saved {run.path}/checkpoints/step-{state.update:08d}" if state.update else "nothing to save yet"
         raise stopped(number, f"at step {state.update}; {kept}")
     if nothing_done:
-        say(f"already complete ({ended})")
+        kept = f"; {run.config} keeps the settings of the training" if changed else ""
+        say(f"already complete ({ended}){kept}")
         return
     schedule, updates = trainer.rule.schedule, trainer.settings.max_updates
     if schedule.by_the_end and state.update < updates and ended.endswith(("epochs", "minutes")):
@@ -323,16 +323,16 @@ def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prep
     return prepared
 
 
-def _compare_settings(state: dict[str, Any], config: Config) -> None:
+def _compare_settings(state: dict[str, Any], config: Config) -> bool:
     """Refuse to go on under other settings than those of a checkpoint's ``state``, except those that may change.
 
-    Settings that there were not yet when the checkpoint was saved had their defaults then.
+    Gives whether any did. Settings that there were not yet when the checkpoint was saved had their defaults then.
     """
     saved = require(state, "config", dict)
     with suppress(ValidationError):
         saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
-    refused = []
-    for key, old, new in configfile.differences(saved, config.model_dump(mode="json")):
+    refused, found = [], list(configfile.differences(saved, config.model_dump(mode="json")))
+    for key, old, new in found:
         mark = configuration.may_change(key)
         if key == "training.max_updates" and config.optimizer.schedule.by_the_end:
             kind = config.optimizer.schedule.kind
@@ -343,6 +343,8 @@ def _compare_settings(state: dict[str, Any], config: Config) -> None:
             or (key == "init_from" and not _is_of(new, state.get("init_from")))
         ):
             refused.append(f"{key}: {old} -> {new}")
+        elif mark.scores:
+            warn(f"{key}: {old} -> {new}: scores of validation before and after this cannot be compared")
         elif mark.exact:
             say(f"changed since the checkpoint: {key}: {old} -> {new}")
         else:
@@ -350,6 +352,7 @@ def _compare_settings(state: dict[str, Any], config: Config) -> None:
     if refused:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
+    return bool(found)
 
 
 def _is_of(run: object, sha256: object) -> bool:

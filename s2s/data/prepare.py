@@ -96,7 +96,7 @@ class DataSettings(Settings):
     """What progress is measured on during training."""
     test: Annotated[PairFiles | None, MayChange()] = None
     """What `s2s eval` measures on."""
-    language: Annotated[str | None, Field(pattern=LANGUAGE), MayChange(decides=True)] = None
+    language: Annotated[str | None, Field(pattern=LANGUAGE), MayChange(scores=True, decides=True)] = None
     """The target language, such as de. Needed for zh, ja and ko: there words have no blanks between them, and BLEU cuts
     the text as sacreBLEU does for these; null cuts it as for others."""
     temperature: float | None = Field(default=None, gt=0)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import io
 import json
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +23,7 @@ from s2s import config as configuration
 from s2s.analysis.alignment import aer, read_links
 from s2s.commands.compare import Comparison
 from s2s.commands.comparison_settings import _digest, _weights
-from s2s.commands.comparison_work import visible_devices, work
+from s2s.commands.comparison_work import Task, _done, visible_devices, work
 from s2s.run import best_weights, load_trained
 
 GRID = """\
@@ -272,6 +276,37 @@ def test_a_training_that_fails_is_named_and_the_others_go_on(grids: Path, tmp_pa
     result = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert [one["name"] for one in result["unfinished"]] == ["wild-1"]
     assert "| `wild` | not yet run |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ("test: {source: valid.en, target: short.de}", 3, "short.de"),
+        ("shown: [2, 500]", 3, "line 500 is to be shown"),
+        ("test: {source: valid.en, target: valid.de, links: short.align}", 3, "short.align"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_training(
+    grids: Path, tmp_path: Path, cli: Cli, change: str, code: int, said: str
+) -> None:
+    (grids / "short.de").write_text("Der Mann.\n")
+    (grids / "short.align").write_text("0-0\n")
+    (grids / "unfit.yaml").write_text(f"extends: grid.yaml\n{change}\n")
+    assert_error(cli("compare", grids / "unfit.yaml", "-o", tmp_path / "out"), code, said)
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_log_on_a_full_disk_hides_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(task: Task) -> None:
+        raise error
+
+    monkeypatch.setattr("s2s.commands.comparison_work.do", fail)
+    task: Any = SimpleNamespace(log=tmp_path / "log")
+    for error, code in ((OSError(errno.ENOSPC, "No space left on device"), 6), (ValueError("odd"), 1)):
+        with Path("/dev/full").open("wb", buffering=0) as device, io.TextIOWrapper(device, write_through=True) as full:
+            monkeypatch.setattr(sys, "stderr", full)
+            found, why = _done(task)
+        assert found == code and str(error) in why
 
 
 def free(run: Path) -> bool:

@@ -282,14 +282,16 @@ def test_a_signal_to_the_launcher(finished: Path, long_source: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.fault("T5")
-def test_a_reader_that_leaves(finished: Path, long_source: Path) -> None:
+def test_a_reader_that_leaves(finished: Path, long_source: Path, tmp_path: Path) -> None:
     """Ends all silently."""
     command = [*COMMAND, "translate", "--model", str(finished), str(long_source), *SMALL, "--devices", "2"]
     began = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, env=os.environ | {"TMPDIR": str(tmp_path)})
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(400) == -signal.SIGPIPE, time.monotonic() - began
     assert process.stderr.read() == b""
     process.stderr.close()
+    assert not list(tmp_path.iterdir())  # what the launcher kept there

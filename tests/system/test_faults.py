@@ -33,8 +33,11 @@ def test_harmless_settings_may_change(project: Path, run: Path, cli: Cli) -> Non
     outcome = cli(*train_arguments(project, run, *settings))
     assert outcome.code == 0
     assert f"training.max_updates: {UPDATES} -> {UPDATES + 2}" in outcome.err
-    assert "search.beam: 2 -> 1" in outcome.err
+    assert "search.beam: 2 -> 1: scores of validation before and after this cannot be compared" in outcome.err
     assert losses(run)[-1][0] == UPDATES + 2
+    again = cli(*train_arguments(project, run, *settings, "data.language=de"))
+    assert again.code == 0 and f"/{UPDATES + 2} updates); {run / 'config.yaml'} keeps" in again.err
+    assert "language: null" in (run / "config.yaml").read_text()
 
 
 @pytest.mark.fault("R9")

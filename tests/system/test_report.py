@@ -12,6 +12,8 @@ import pytest
 import yaml
 from harness import Cli, assert_error, digests, done, records, rewrite, train_arguments
 
+import s2s.commands.report
+from s2s.errors import UsageError
 from s2s.evaluation import bleu
 
 
@@ -105,6 +107,19 @@ def test_refusals(run: Path, project: Path, tmp_path: Path, cli: Cli) -> None:
     with_data(run, test=None)
     assert_error(cli("report", run, "-o", page, "--split", "test"), 2, "--split", "no data.test")
     assert not page.exists()
+
+
+def test_a_metric_that_cannot_be_had_is_told_before_translating(
+    finished: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As BLEU of Japanese, where MeCab is not installed."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise UsageError("metrics", "no MeCab", "install it")
+
+    monkeypatch.setattr(s2s.commands.report, "judge", refuse)
+    monkeypatch.setattr(s2s.commands.report.Translator, "translate", None)
+    assert_error(cli("report", finished, "-o", tmp_path / "page.html"), 2, "no MeCab")
 
 
 def test_a_run_that_was_killed_before_it_saved(run: Path, tmp_path: Path, cli: Cli) -> None:

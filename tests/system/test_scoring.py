@@ -18,6 +18,7 @@ import typer.main
 from harness import Cli, assert_error, done, steps, train_arguments, validations
 from safetensors.torch import load_file
 
+from s2s.checkpoint import Checkpoints, load_model
 from s2s.cli import app
 from s2s.data.nbest import Listed, NBest, read_nbest, written
 from s2s.interfaces import EOS
@@ -331,6 +332,19 @@ def test_the_best_are_kept_and_averaged(project: Path, new_run: Path, tmp_path: 
     last = cli("average", "--model", new_run, "--last", "2", "--output", tmp_path / "more")
     assert f"averaged updates {', '.join(map(str, steps(new_run)[-2:]))} into" in last.err
     assert_error(cli("average", "--model", new_run, "--output", tmp_path / "mean"), 2, "exists")
+
+
+@pytest.mark.fault("D7")
+def test_checkpoints_of_another_run_are_not_averaged(finished: Path, tmp_path: Path, cli: Cli) -> None:
+    """One that a copy has brought is told, once, and the run's own are taken."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    own = steps(run)
+    Checkpoints(run, "foreign", keep_last=100).save(own[-1] + 1, load_model(run).snapshot)
+    outcome = cli("average", "--model", run, "--last", "2", "--output", tmp_path / "mean")
+    assert outcome.code == 0, outcome.err
+    assert f"averaged updates {', '.join(map(str, own[-2:]))} into" in outcome.err
+    assert outcome.err.count("belongs to another run") == 1
 
 
 # --- what s2s translate writes ----------------------------------------------------------------------------------------

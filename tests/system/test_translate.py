@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -816,6 +817,18 @@ def test_a_reader_that_never_reads(arguments: str, extra: dict[str, str]) -> Non
     )
     os.close(writer)
     assert process.returncode == -signal.SIGPIPE and process.stderr == b""
+
+
+@pytest.mark.fault("T5")
+def test_a_pipe_to_somebody_else_is_no_reader_that_left(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """As one to a process that has died: standard output is well, so this is told."""
+
+    def fail() -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("s2s.commands.config.schema", fail)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # the parser leaves another in its place
+    assert_error(cli("config", "schema"), 6, "Broken pipe")
 
 
 @pytest.mark.fault("T7")

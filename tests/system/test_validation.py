@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness import Cli, digests, losses, records, train_arguments, validations
+from harness import Cli, assert_error, digests, losses, records, train_arguments, validations
 from sacrebleu.metrics.bleu import BLEU
 
 import s2s.commands.train
@@ -185,5 +186,12 @@ def test_a_language_without_blanks_is_cut_as_sacrebleu_cuts_it(
     assert "tok:zh" in json.loads(evaluated.out)["systems"][0]["scores"][0]["signature"]
     assert cli("report", new_run, "--split", "test", "-o", tmp_path / "page.html").code == 0
     assert "tok:zh" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    shutil.copytree(new_run, tmp_path / "second")
+    settings = (new_run / "config.yaml").read_text()
+    (tmp_path / "second" / "config.yaml").write_text(settings.replace("language: zh", "language: null"))
+    two = ("eval", "--model", new_run, "--model", tmp_path / "second", "--json", "--significance", "none")
+    assert "tok:zh" in json.loads(cli(*two).out)["systems"][1]["scores"][0]["signature"]
+    (tmp_path / "second" / "config.yaml").write_text(settings.replace("language: zh", "language: de"))
+    assert_error(cli(*two), 2, "different target languages, de, zh", "--language-pair")
     refused = cli(*train_arguments(project, tmp_path / "other", "data.language=zh_CN"))
     assert refused.code == 2 and "data.language" in refused.err

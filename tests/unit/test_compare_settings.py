@@ -206,8 +206,9 @@ def test_the_language_is_that_of_the_recipes(folder: Path) -> None:
     assert found().target == "de"
     assert found(overrides=["data.language=zh"]).target == "zh"
     assert found(overrides=["data.language=zh"], language="ja").target == "ja"
-    mixed = {"to": {"one": ["data.language=zh"], "other": []}}
-    with pytest.raises(ConfigError, match="language: the systems have different ones: None, zh; name that of the"):
+    assert found(axes={"to": {"one": ["data.language=zh"], "other": []}}).target == "zh"
+    mixed = {"to": {"one": ["data.language=zh"], "other": ["data.language=de"]}}
+    with pytest.raises(ConfigError, match="language: the systems have different ones: de, zh; name that of the"):
         found(axes=mixed)
     assert found(axes=mixed, language="en").target == "en"
 

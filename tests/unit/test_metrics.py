@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from s2s.errors import ConfigError, SystemRefused
+from s2s.strictjson import DEEPEST, strict_json
 from s2s.training.metrics import MetricsLog, TensorBoard
 
 
@@ -22,6 +23,17 @@ def strict(line: str) -> Any:
         raise ValueError(word)
 
     return json.loads(line, parse_constant=refuse)
+
+
+def test_json_is_read_to_a_certain_depth() -> None:
+    """Objects and lists count, and what is in the innermost does not."""
+    for inner in ("", "1", '"word"', "null"):
+        deepest = "[" * DEEPEST + inner + "]" * DEEPEST
+        assert str(strict_json(deepest)).count("[") == DEEPEST
+        with pytest.raises(ValueError, match="nested too deeply"):
+            strict_json(f"[{deepest}]")
+        with pytest.raises(ValueError, match="nested too deeply"):
+            strict_json(f'{{"a": {deepest}}}')
 
 
 def test_records_are_strict_json_lines(tmp_path: Path) -> None:
