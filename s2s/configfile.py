@@ -17,7 +17,7 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -121,17 +121,28 @@ def inline(value: object) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-def differences(
-    before: Mapping[str, object], after: Mapping[str, object], section: Key = ()
-) -> list[tuple[str, object, object]]:
-    """The dotted keys at which two nested mappings differ, with both values (None where a key is absent)."""
-    found: list[tuple[str, object, object]] = []
+class Difference(NamedTuple):
+    """One key at which two nested mappings differ; as text what a reader of YAML expects."""
+
+    key: str
+    """Dotted."""
+    before: object
+    """None where it is absent."""
+    after: object
+
+    def __str__(self) -> str:
+        return f"{self.key}: {inline(self.before)} -> {inline(self.after)}"
+
+
+def differences(before: Mapping[str, object], after: Mapping[str, object], section: Key = ()) -> list[Difference]:
+    """Where two nested mappings differ."""
+    found: list[Difference] = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, (*section, name))
         elif old != new:
-            found.append((dotted((*section, name)), old, new))
+            found.append(Difference(dotted((*section, name)), old, new))
     return found
 
 

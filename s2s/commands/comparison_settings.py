@@ -297,11 +297,12 @@ def require_same_training(cell: Cell) -> None:
     if cell.recipe is None or not (run := Run(cell.run)).config.is_file():
         return
     before, now = (one.model_dump(mode="json") for one in (configuration.load(run.config), resolved(cell.config)))
-    for key, old, new in configfile.differences(before, now):
+    for change in configfile.differences(before, now):
+        key, old, new = change
         moved = key == "init_like" and old and new and Path(str(old)).name == Path(str(new)).name
         mark = configuration.may_change(key)
         if mark is None or (mark.decides and not moved):
-            what = f"was trained under other settings: {key}: {old} -> {new}"
+            what = f"was trained under other settings: {change}"
             raise ConfigError(cell.run, what, "restore them, give another --output, or remove that run")
 
 

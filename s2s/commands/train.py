@@ -332,23 +332,24 @@ def _compare_settings(state: dict[str, Any], config: Config) -> bool:
     with suppress(ValidationError):
         saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
     refused, found = [], list(configfile.differences(saved, config.model_dump(mode="json")))
-    for key, old, new in found:
+    for change in found:
+        key, old, new = change
         mark = configuration.may_change(key)
         if key == "training.max_updates" and config.optimizer.schedule.by_the_end:
             kind = config.optimizer.schedule.kind
-            warn(f"{key}: {old} -> {new}: schedule {kind} is stretched to the last update, so the rate leaps here")
+            warn(f"{change}: schedule {kind} is stretched to the last update, so the rate leaps here")
         elif (
             mark is None
             or (key == "data.train" and _unnamed(old) != _unnamed(new))
             or (key == "init_from" and not _is_of(new, state.get("init_from")))
         ):
-            refused.append(f"{key}: {old} -> {new}")
+            refused.append(str(change))
         elif mark.scores:
-            warn(f"{key}: {old} -> {new}: scores of validation before and after this cannot be compared")
+            warn(f"{change}: scores of validation before and after this cannot be compared")
         elif mark.exact:
-            say(f"changed since the checkpoint: {key}: {old} -> {new}")
+            say(f"changed since the checkpoint: {change}")
         else:
-            warn(f"{key}: {old} -> {new}: the run is no longer the same to the bit")
+            warn(f"{change}: the run is no longer the same to the bit")
     if refused:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")

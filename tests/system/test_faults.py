@@ -36,6 +36,7 @@ def test_harmless_settings_may_change(project: Path, run: Path, cli: Cli) -> Non
     assert "search.beam: 2 -> 1: scores of validation before and after this cannot be compared" in outcome.err
     assert losses(run)[-1][0] == UPDATES + 2
     again = cli(*train_arguments(project, run, *settings, "data.language=de"))
+    assert "data.language: null -> de: scores" in again.err
     assert again.code == 0 and f"/{UPDATES + 2} updates); {run / 'config.yaml'} keeps" in again.err
     assert "language: null" in (run / "config.yaml").read_text()
 
