@@ -23,7 +23,26 @@ from harness import (
 )
 
 from s2s.checkpoint import load
-from s2s.training.trainer import Trainer
+from s2s.training.trainer import Trainer, resolve_precision
+
+
+def test_auto_is_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    has = {"_is_avx512_bf16_supported": False, "_is_amx_tile_supported": False}
+    for name in has:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: has[name])
+    asked: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: asked.append(including_emulation))
+    assert resolve_precision("auto", cpu) == resolve_precision("auto", cuda) == "float32"
+    assert asked == [False]  # emulated it is slower than float32
+    for name in has:
+        has[name] = True
+        assert resolve_precision("auto", cpu) == "bf16"
+        has[name] = False
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    assert resolve_precision("auto", cuda) == "bf16"
+    for given in ("float32", "bf16", "fp16"):
+        assert resolve_precision(given, cpu) == resolve_precision(given, cuda) == given
 
 
 @pytest.mark.fault("N1", "N2")

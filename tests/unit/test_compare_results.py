@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -165,6 +167,32 @@ def test_bands_of_length_are_means_over_seeds_that_have_them(reference: Path) ->
     assert [band["value"] for band in found["systems"][0]["by_length"]] == [1.5, None, 7.0]
     other = result(settings(length_bands=(2,)), [System("a", {1: one})], "a", reference, [])
     assert other["systems"][0]["by_length"] is None
+
+
+@pytest.mark.parametrize(("metric", "best"), [("bleu", range(20, 12, -1)), ("ter", range(1, 9))])
+def test_the_chart_by_length_has_the_baseline_and_the_best_others(
+    reference: Path, metric: str, best: Sequence[int]
+) -> None:
+    """The more BLEU the better, the less TER; bars are in that order, and bands without sentences have none."""
+    systems = []
+    for place in range(1, 21):
+        one = row(f"s{place}", 1, float(place))
+        one["scores"][0] |= {"name": metric, "by_length": bands(float(place), None, 2.0 * place)}
+        systems.append(System(one["name"], {1: one}))
+    asked = settings(metrics=(metric,), columns=(metric,))
+    text = page(asked, systems, result(asked, systems, "s10", reference, []), "asked")
+    (chart,) = (svg for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if "by words of the source" in svg)
+    assert f"{NUMBERS[metric].heading} by words of the source, the baseline and the 7 best others" in chart
+    tips = [re.sub("[\u2068\u2069]", "", tip) for tip in re.findall(r"<rect[^>]*><title>(.*?)</title>", chart)]
+    chosen = [10, *(place for place in best if place != 10)][:8]
+    assert tips == [f"s{place}, {band}: {place * times}" for place in chosen for band, times in (("0-2", 1), ("5+", 2))]
+
+
+def test_dots_are_of_what_was_measured(systems: list[System], reference: Path) -> None:
+    """Of every seed; nothing is drawn where no system has a number."""
+    text = page(settings(), systems, result(settings(), systems, "a", reference, []), "asked")
+    assert "BLEU, seed by seed" in text and f"{NUMBERS['tokens'].heading}, seed by seed" in text
+    assert f"{NUMBERS['memory'].heading}, seed by seed" not in text
 
 
 class Elements(HTMLParser):
