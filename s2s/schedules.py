@@ -35,7 +35,9 @@ def value_at(value: float | Ramp, update: int) -> float:
     """A number as it is; a ramp's value at ``update``."""
     if not isinstance(value, Ramp):
         return value
-    way = min(1.0, max(0, update - value.after) / value.updates)
+    way = max(0, update - value.after) / value.updates
+    if way >= 1.0:
+        return value.end
     if value.shape == "linear":
         return value.start + (value.end - value.start) * way
     return float(value.start * (value.end / value.start) ** way)

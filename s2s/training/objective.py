@@ -130,7 +130,7 @@ class _SmoothedLoss(torch.autograd.Function):
         by_features, by_weight, by_bias = ctx.saved_tensors
         scale = by_loss
         return (
-            by_features * scale.to(by_features.dtype),
+            by_features * scale,  # a number with more digits than they have; they keep their type
             (by_weight * scale).to(ctx.kind),
             (by_bias * scale).to(ctx.kind),
             None,

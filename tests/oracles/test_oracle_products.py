@@ -195,6 +195,19 @@ def test_rows_of_zeros_are_no_words() -> None:
         torch.testing.assert_close(own.grad.double(), other.grad, rtol=2e-2, atol=2e-2 * other.grad.abs().max().item())
 
 
+@pytest.mark.parametrize("count", [827, 843, 854, 1012])
+def test_a_mean_over_words_is_not_rounded_with_the_features(count: int) -> None:
+    """1 / count has more digits than bf16: rounded, it would be the same error in every number of the gradient."""
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(count, 64, generator=generator).bfloat16().requires_grad_(True)
+    weight, bias = torch.randn(50, 64, generator=generator), torch.zeros(50)
+    loss, _ = smoothed_loss(features, weight, bias, torch.randint(50, (count,), generator=generator), 0.1)
+    (whole,) = torch.autograd.grad(loss, [features], retain_graph=True)
+    (mean,) = torch.autograd.grad(loss / count, [features])
+    whole, mean = whole.double(), mean.double()
+    assert ((mean * whole).sum() / (whole * whole).sum()).item() == pytest.approx(1 / count, rel=1e-3)
+
+
 @pytest.mark.parametrize(("rows", "multiplied"), [(15, 15), (17, 32), (32, 32), (95, 96)])
 def test_few_rows_are_rounded_up_in_search(rows: int, multiplied: int) -> None:
     """A step of search in bf16 multiplies 32 rows at a time; a step of training as many as there are."""

@@ -171,6 +171,19 @@ def test_gradients_that_no_scale_mends_end_a_training_in_half_precision(
 
 
 @pytest.mark.fault("N12")
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_recurrent_models_learn_in_half_precision(project: Path, tmp_path: Path, cli: Cli, cell: str) -> None:
+    """What they learn is what they learn in float32, but for rounding."""
+    cells = (f"model.encoder.cell={cell}", f"model.decoder.cell={cell}")
+    for precision in ("fp16", "float32"):
+        outcome = cli(*train_arguments(project, tmp_path / precision, *HALF, *cells, f"training.precision={precision}"))
+        assert outcome.code == 0, outcome.err
+    half, full = ([float.fromhex(loss) for _, loss in losses(tmp_path / name)] for name in ("fp16", "float32"))
+    assert half != full
+    assert half == pytest.approx(full, rel=5e-3)
+
+
+@pytest.mark.fault("N12")
 def test_half_precision_may_begin_in_the_middle_of_a_run(project: Path, new_run: Path, cli: Cli) -> None:
     """A checkpoint of another precision has no scale: it begins as in a new run."""
     arguments = train_arguments(project, new_run, *HALF, config="transformer.yaml")
