@@ -47,6 +47,7 @@ from s2s.run import (
 from s2s.search.translate import Line, Translator
 from s2s.training.metrics import MetricsLog, TensorBoard
 from s2s.training.objective import ObjectiveSettings, Sums, TrainingStep
+from s2s.training.optimizer import Plateau
 from s2s.training.signals import Signals, stopped
 from s2s.training.trainer import (
     Trainer,
@@ -344,6 +345,9 @@ def _compare_settings(state: dict[str, Any], config: Config) -> bool:
             or (key == "init_from" and not _is_of(new, state.get("init_from")))
         ):
             refused.append(str(change))
+        elif key in _LIMITS and (extra := _validated_between(state, config)):
+            what = f"the validation at its end, update {extra}, counts for training.patience and a plateau schedule"
+            warn(f"{change}: {what}: the run may no longer be the same to the bit")
         elif mark.scores:
             warn(f"{change}: scores of validation before and after this cannot be compared")
         elif mark.exact:
@@ -354,6 +358,17 @@ def _compare_settings(state: dict[str, Any], config: Config) -> bool:
         what = "these settings differ from the checkpoint's: " + ", ".join(refused)
         raise ConfigError("", what, "restore them, or use a new --run-dir or --overwrite")
     return bool(found)
+
+
+_LIMITS = ("training.max_updates", "training.max_epochs", "training.max_minutes")
+
+
+def _validated_between(state: dict[str, Any], config: Config) -> int:
+    """The update at which a training was validated only because it ended there, if it counts later; otherwise 0."""
+    settings = config.training
+    last = require(require(state, "training", dict), "validated", int)
+    counts = settings.patience is not None or isinstance(config.optimizer.schedule, Plateau)
+    return last if counts and last % settings.validate_every else 0
 
 
 def _is_of(run: object, sha256: object) -> bool:

@@ -206,6 +206,28 @@ def test_a_schedule_that_is_stretched_says_so(
 
 @pytest.mark.fault("R3")
 @pytest.mark.parametrize(
+    ("ended", "patience", "kind", "warned"),
+    [
+        (5, "null", "plateau", True),
+        (6, "null", "plateau", False),
+        (5, "3", "constant", True),
+        (5, "null", "constant", False),
+    ],
+)
+def test_a_validation_that_only_the_end_made_is_told_where_it_counts(
+    project: Path, new_run: Path, cli: Cli, ended: int, patience: str, kind: str, warned: bool
+) -> None:
+    """A run that goes on had one validation more than one that never ended there."""
+    settings = (f"optimizer.schedule={{kind: {kind}}}", "training.validate_every=3", f"training.patience={patience}")
+    assert cli(*train_arguments(project, new_run, *settings, f"training.max_updates={ended}")).code == 0
+    outcome = cli(*train_arguments(project, new_run, *settings, "training.max_updates=7"))
+    assert outcome.code == 0
+    told = f"s2s: warning: training.max_updates: {ended} -> 7: the validation at its end, update 5, counts for"
+    assert (told in outcome.err) == warned
+
+
+@pytest.mark.fault("R3")
+@pytest.mark.parametrize(
     "settings",
     [
         "kind: sgd, lr: 0.5",
