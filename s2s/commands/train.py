@@ -416,10 +416,10 @@ class EpochData:
         lengths, mixture = (self.corpus.source_lengths, self.corpus.target_lengths), self.prepared.mixture
         return plan_epoch(*lengths, self.config.batches, self.config.seed, epoch, mixture)
 
-    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
+    def batch(self, indices: Indices, epoch: int, position: int, sentences_before: int) -> Batch:
         """See `TrainingData.batch`."""
         sampling = self.prepared.sampling
-        drawn = None if sampling is None else Sampling(sampling, self.config.seed, epoch)
+        drawn = None if sampling is None else Sampling(sampling, self.config.seed, epoch, position)
         guided = self.config.objective.guided is not None
         return collate(self.corpus, indices, self.prepared.tokenizers, drawn, sentences_before, guided)
 

@@ -284,11 +284,13 @@ def _ends_of_batches(sources: Indices, targets: Indices, settings: BatchSettings
 
 
 class Sampling(NamedTuple):
-    """Draw segmentations, as a function of seed, epoch and the number of the pair."""
+    """Draw segmentations, as a function of all this and the row: a pair that an epoch has twice is drawn for twice."""
 
     settings: SamplingSettings
     seed: int
     epoch: int
+    position: int
+    """Of the batch in the epoch."""
 
 
 def collate(
@@ -352,8 +354,9 @@ def sentences_of(rows: Sequence[Sequence[Sequence[int] | Ids]], count: int) -> B
 def _draw(corpus: AnyCorpus, pairs: Sequence[int], tokenizers: Tokenizers, sampling: Sampling) -> list[tuple[Ids, Ids]]:
     """A segmentation of both sides of each pair, EOS at the end."""
     rows: list[tuple[Ids, Ids]] = []
-    for index in pairs:
-        generator = random.Random(f"{sampling.seed} {sampling.epoch} {index}")  # of a text: the same in every process
+    for row, index in enumerate(pairs):
+        place = f"{sampling.seed} {sampling.epoch} {sampling.position} {row}"
+        generator = random.Random(place)  # of a text: the same in every process
         source, target = (
             np.array([*tokenizer.encode_sampled(text, sampling.settings, generator), EOS])
             for tokenizer, text in zip(tokenizers, corpus.text(index), strict=True)

@@ -22,8 +22,11 @@ class TrainingData(Protocol):
         """The updates of an epoch after the first ``taken`` batches of it, each a list of batches of pair numbers."""
         ...
 
-    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
-        """The tensors of one batch, with so many sentences before each of its own."""
+    def batch(self, indices: Indices, epoch: int, position: int, sentences_before: int) -> Batch:
+        """The tensors of one batch, with so many sentences before each of its own.
+
+        ``position``: the batches before it in the epoch, so that whatever is drawn for it is its own.
+        """
         ...
 
     def lines(self, indices: Indices) -> list[int] | list[str]:
@@ -91,7 +94,10 @@ class Supply:
             self._plan, self._next = self._data.plan(epoch, position), 0
         group = self._plan[self._next]
         is_last = not _has(self._plan, self._next + 1)
-        own = [(place, self._data.batch(indices, epoch, self._before)) for place, indices in self._own(group)]
+        own = [
+            (place, self._data.batch(indices, epoch, position + place, self._before))
+            for place, indices in self._own(group)
+        ]
         self._next += 1
         self._stands = (epoch, position + len(group))
         if is_last:

@@ -181,9 +181,9 @@ def measured_training(config: Path, result: Path) -> None:
     starts: list[tuple[float, float]] = []
     batch = command.EpochData.batch
 
-    def noted(self: command.EpochData, indices: Indices, epoch: int, sentences_before: int) -> Batch:
+    def noted(self: command.EpochData, indices: Indices, epoch: int, position: int, sentences_before: int) -> Batch:
         starts.append((time.monotonic(), time.process_time()))
-        return batch(self, indices, epoch, sentences_before)
+        return batch(self, indices, epoch, position, sentences_before)
 
     command.EpochData.batch = noted  # type: ignore[method-assign]
     run = config.parent / f"run-{config.stem}"

@@ -330,14 +330,16 @@ def test_sampled_batches(tmp_path: Path) -> None:
     corpus, learned = make(tmp_path / "c", settings, links)
     assert settings.sampling is not None
     pairs = np.array([2, 0, 1])
-    drawn = collate(corpus, pairs, learned, Sampling(settings.sampling, seed=1, epoch=0), guided=True)
-    again = collate(corpus, pairs, learned, Sampling(settings.sampling, seed=1, epoch=0), guided=True)
+    sampling = Sampling(settings.sampling, seed=1, epoch=0, position=5)
+    drawn, again = (collate(corpus, pairs, learned, sampling, guided=True) for _ in range(2))
     assert drawn.source.tolist() == again.source.tolist() and drawn.target.tolist() == again.target.tolist()
     others = [
-        collate(corpus, pairs, learned, Sampling(settings.sampling, seed, epoch))
-        for seed, epoch in ((1, 1), (1, 2), (2, 0))
+        collate(corpus, pairs, learned, sampling._replace(**{what: value + 1}))
+        for what, value in (("seed", 1), ("epoch", 0), ("position", 5))
     ]
-    assert any(other.source.tolist() != drawn.source.tolist() for other in others)
+    assert all(other.source.tolist() != drawn.source.tolist() for other in others)
+    twice = collate(corpus, np.array([0] * 20), learned, sampling)
+    assert len({tuple(row) for row in twice.target.tolist()}) > 5, "a pair that comes again is drawn for again"
     assert drawn.links is not None
     for row, pair in enumerate(drawn.pairs):
         source, target = drawn.source[row].tolist(), drawn.target[row].tolist()

@@ -15,12 +15,16 @@ from s2s.training.supply import Supply
 EPOCHS = {0: [[1, 2], [3, 4], [5]], 1: [[6, 7], [8]], 2: [[9]]}
 """The numbers of the batches of every update; a batch is one pair of its number."""
 
+PLACES = {1: (0, 0), 2: (0, 1), 3: (0, 2), 4: (0, 3), 5: (0, 4), 6: (1, 0), 7: (1, 1), 8: (1, 2), 9: (2, 0)}
+"""Epoch and position of each batch."""
+
 
 class Data:
     """Plans as above, and notes what is built."""
 
     def __init__(self) -> None:
         self.built: list[int] = []
+        self.told: dict[int, tuple[int, int]] = {}
         self.threads: set[str] = set()
         self.came = threading.Event()
         self.broken = 0
@@ -29,8 +33,9 @@ class Data:
         rest = [number for group in EPOCHS[epoch] for number in group][taken:]
         return [[np.array([number]) for number in rest[first : first + 2]] for first in range(0, len(rest), 2)]
 
-    def batch(self, indices: Indices, epoch: int, sentences_before: int) -> Batch:
+    def batch(self, indices: Indices, epoch: int, position: int, sentences_before: int) -> Batch:
         number = int(indices[0])
+        self.told[number] = epoch, position
         self.threads.add(threading.current_thread().name)
         if number == self.broken:
             raise OSError("the disk is gone")
@@ -69,6 +74,7 @@ def test_the_updates_in_order_from_anywhere(more: bool, start: tuple[int, int], 
             epoch, position = (epoch + 1, 0) if found.is_last else (epoch, position + len(found.group))
         assert epoch == 3 and position == 0
     assert data.built == [number for numbers in expected for number in numbers], "each once"
+    assert data.told.items() <= PLACES.items()
 
 
 def test_the_next_update_is_built_without_being_asked_for() -> None:
@@ -86,6 +92,7 @@ def test_a_process_builds_only_what_is_its_own() -> None:
     with Supply(data, second) as supply:
         own = [supply.take(0, position, more=position < 4).own for position in (0, 2, 4)]
     assert [[(place, batch.pairs) for place, batch in one] for one in own] == [[(1, [2])], [(1, [4])], []]
+    assert data.told == {2: PLACES[2], 4: PLACES[4]}, "that of one process alone"
 
 
 def test_a_position_that_was_not_foreseen() -> None:
