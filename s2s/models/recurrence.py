@@ -67,7 +67,7 @@ class _LSTMStep(torch.autograd.Function):
 
 
 def _has_no_kernel(x: Tensor) -> bool:
-    """Whether a recurrence over x is to be learned in float16 on a CPU, where oneDNN can only run it forwards."""
+    """Whether an LSTM over x is to be learned in float16 on a CPU, where oneDNN can only run it forwards."""
     if x.device.type != "cpu" or not torch.is_grad_enabled():
         return False
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.float16
@@ -106,7 +106,7 @@ class RecurrentLayer(nn.Module):
 
     def run(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
         """Read x (B, T, I) without feedback: outputs (B, T, H), float or as autocast decides, and the last state."""
-        if state.mask is not None or _has_no_kernel(x):
+        if state.mask is not None or (self.kind == "lstm" and _has_no_kernel(x)):
             return self._run_by_steps(x, state)
         weights = [self.weight_input, self.weight_recurrent, self.bias, self._bias_hidden()]
         # Biases, layers, dropout, whether a backward pass may follow (cuDNN asks), two directions, batch first.
