@@ -398,7 +398,7 @@ def _refuse_file(path: Path) -> None:
     raise CheckpointError(path, _PICKLE if pickled else "not an s2s model", "give the directory of a run")
 
 
-def checkpoints_of(run: Path, warn: Warn = _log.warning) -> dict[int, Path]:
+def checkpoints_of(run: Path, warn: Warn) -> dict[int, Path]:
     """A run's own checkpoints by their updates, ascending. Raises `CheckpointError` where there are none."""
     ordered = _own(run, _steps(run / "checkpoints"), warn)
     if not ordered:

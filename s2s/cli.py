@@ -513,6 +513,9 @@ def _check_restarts(devices: int | None, max_restarts: int) -> None:
 
 
 def _fail(error: S2SError) -> int:
+    """Say what went wrong, of an exception that is being handled; gives the exit code."""
+    if os.environ.get("S2S_TRACEBACK"):
+        traceback.print_exc()
     if error.told:
         return error.code
     for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
@@ -533,8 +536,6 @@ def run(arguments: list[str] | None = None) -> int:
         result = app(arguments, standalone_mode=False, prog_name="s2s")
         return result if isinstance(result, int) else 0
     except S2SError as error:
-        if os.environ.get("S2S_TRACEBACK"):
-            traceback.print_exc()
         return _fail(error)
     except typer.Exit as error:
         return int(error.exit_code)
@@ -551,8 +552,6 @@ def run(arguments: list[str] | None = None) -> int:
         say("s2s: stopped")
         return 128 + signal.SIGINT
     except OSError as error:
-        if os.environ.get("S2S_TRACEBACK"):
-            traceback.print_exc()
         return _fail(refusal(error))
     except Exception as error:
         if hasattr(error, "format_message"):  # what the command line parser raises for a wrong command

@@ -404,7 +404,8 @@ def _check_siblings(cell: Cell, siblings: Sequence[Cell]) -> None:
         changed = configfile.differences(before, now)
         if changed:
             key, old, new = changed[0]
-            what = f"is called {cell.system} as {other.run} is, but {key} is {new} and not {old}"
+            is_now, was = configfile.inline(new), configfile.inline(old)
+            what = f"is called {cell.system} as {other.run} is, but {key} is {is_now} and not {was}"
             raise UsageError(cell.run, what, "rename one of the directories")
         if other.seed == cell.seed:
             raise UsageError(cell.run, f"has seed {cell.seed} of {cell.system}, as {other.run} has", "give one of them")

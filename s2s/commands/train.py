@@ -332,7 +332,7 @@ def _compare_settings(state: dict[str, Any], config: Config) -> bool:
     saved = require(state, "config", dict)
     with suppress(ValidationError):
         saved = Config.model_validate_json(json.dumps(saved)).model_dump(mode="json")
-    refused, found = [], list(configfile.differences(saved, config.model_dump(mode="json")))
+    refused, found = [], configfile.differences(saved, config.model_dump(mode="json"))
     for change in found:
         key, old, new = change
         mark = configuration.may_change(key)

@@ -829,6 +829,8 @@ def test_a_pipe_to_somebody_else_is_no_reader_that_left(monkeypatch: pytest.Monk
     monkeypatch.setattr("s2s.commands.config.schema", fail)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # the parser leaves another in its place
     assert_error(cli("config", "schema"), 6, "Broken pipe")
+    monkeypatch.setenv("S2S_TRACEBACK", "1")
+    assert "BrokenPipeError" in cli("config", "schema").err
 
 
 @pytest.mark.fault("T7")
