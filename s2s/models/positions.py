@@ -80,14 +80,14 @@ class Rotary(Relation):
         rate = torch.exp(torch.arange(0, width, 2, device=query.device, dtype=kind) * (-math.log(10000.0) / width))
         where = torch.arange(query.size(2), device=query.device, dtype=kind) + first
         angle = (where.unsqueeze(-1) * rate).unsqueeze(-3)  # (1, T, d / 2), or (B, 1, T, d / 2)
-        cosine, sine = angle.cos(), angle.sin()
-        return _turned(query, cosine, sine), _turned(keys, cosine, sine)
+        by = torch.polar(torch.ones_like(angle), angle)
+        return _turned(query, by), _turned(keys, by)
 
 
-def _turned(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Each pair of neighbours of x (..., T, d), turned."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    return torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1).flatten(-2).to(x.dtype)
+def _turned(x: Tensor, by: Tensor) -> Tensor:
+    """Each pair of neighbours of x (..., T, d), turned: as complex numbers, times those of length one in ``by``."""
+    pairs = torch.view_as_complex(x.to(by.real.dtype).unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
 
 
 class Alibi(Relation):
