@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from s2s import products
 from s2s.commands.train import train
 from s2s.machine import keep_freed_memory
-from s2s.models import layers
+from s2s.models import layers, positions
 from s2s.models.recurrence import Recurrence, RecurrentLayer
 from s2s.progress import say
 from s2s.search import beam as beam_search
@@ -82,6 +82,11 @@ def _plain_mask(shape: tuple[int, ...], rate: float, like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype).bernoulli_(1 - rate).div_(1 - rate)
 
 
+def _plainly_turned(x: Tensor, by: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    return torch.stack([even * by.real - odd * by.imag, even * by.imag + odd * by.real], -1).flatten(-2).to(x.dtype)
+
+
 def _gates_by_steps(recurrence: Recurrence, x: Tensor) -> Tensor:
     bottom = recurrence.layers[0]
     assert isinstance(bottom, RecurrentLayer)
@@ -101,15 +106,31 @@ class Without(NamedTuple):
     what: str
     settings: tuple[str, ...] = ()
     take_out: Callable[[], None] = lambda: None
+    use: Callable[[str], bool] = lambda workload: True
+    """Whether a workload has any use for it."""
 
 
 STEPS = {
     "bf16": Without("products in bf16", ("training.precision=float32",)),
     "window": Without("lengths sorted over a million pairs, not 1,000", ("batches.window=1000",)),
     "rows": Without("a round number of rows", (), lambda: replaced(products.missing_rows, lambda *asked: 0)),
-    "gates": Without("gates of all words in one product", (), lambda: setattr(Recurrence, "gates", _gates_by_steps)),
+    "gates": Without(
+        "gates of all words in one product",
+        (),
+        lambda: setattr(Recurrence, "gates", _gates_by_steps),
+        lambda workload: not workload.startswith("t"),
+    ),
     "gradients": Without(
-        "gradients of shared matrices formed once", (), lambda: replaced(products.share, _plain_share)
+        "gradients of shared matrices formed once",
+        (),
+        lambda: replaced(products.share, _plain_share),
+        lambda workload: not workload.startswith("t"),
+    ),
+    "turns": Without(
+        "rotary positions by complex numbers",
+        (),
+        lambda: replaced(positions._turned, _plainly_turned),
+        lambda workload: workload == "t-rotary",
     ),
     "loss": Without(
         "the loss in parts, scores not kept", (), lambda: replaced(objective.smoothed_loss, _plain_loss)
@@ -133,8 +154,6 @@ SEARCH_STEPS = {
     "memory": STEPS["memory"],
     "small-pages": Without("no huge pages", (), lambda: os.environ.update(THP_MEM_ALLOC_ENABLE="1")),
 }
-ONLY_RECURRENT = {"gates", "gradients"}
-"""Steps that a Transformer has no use for."""
 
 
 def child(workload: str, without: str, updates: int, beam: int | None) -> None:
@@ -213,7 +232,7 @@ def main() -> None:
     for turn in range(options.rounds):
         for workload, beam, work in works:
             for name in options.step or steps:
-                if workload == "t" and name in ONLY_RECURRENT:
+                if not (STEPS | SEARCH_STEPS)[name].use(workload):
                     continue
                 of = partial(measure, workload, updates=options.updates, threads=options.threads, beam=beam)
                 pair = [of(without="nothing"), of(without=name)]
