@@ -86,7 +86,7 @@ class Rotary(Relation):
 
 def _turned(x: Tensor, by: Tensor) -> Tensor:
     """Each pair of neighbours of x (..., T, d), turned: as complex numbers, times those of length one in ``by``."""
-    pairs = torch.view_as_complex(x.to(by.real.dtype).unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.to(by.real.dtype).view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * by).flatten(-2).to(x.dtype)
 
 
