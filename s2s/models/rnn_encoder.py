@@ -104,7 +104,8 @@ class RNNEncoderSettings(EncoderSettings):
     layer_norm: bool = False
     """Normalise the memory (Caglayan et al. 2017 do, in the encoder only)."""
     reverse: bool = False
-    """Read the source words in reverse order (Sutskever et al. 2014); the memory keeps their own order."""
+    """Read the source words in reverse order (Sutskever et al. 2014); the memory keeps their own order. Not for a
+    bidirectional encoder, which reads them both ways."""
     dropout: Rate | None = None
     """Between layers and on the memory; by default model.dropout."""
     embedding_dropout: Rate | None = None
@@ -116,6 +117,8 @@ class RNNEncoderSettings(EncoderSettings):
     def _fits(self) -> Self:
         if self.residual and self.layers == 1:
             raise ValueError("residual is of the layers above the first; set layers to 2 or more, or leave it out")
+        if self.bidirectional and self.reverse:
+            raise ValueError("a bidirectional encoder reads both ways; leave reverse out, or set bidirectional: false")
         if self.bidirectional and self.size % 2:
             raise ValueError(f"size {self.size} is odd, but a bidirectional encoder gives each direction half of it")
         return self

@@ -259,7 +259,6 @@ class TransformerDecoder(Decoder):
     ) -> None:
         super().__init__()
         rate = dropout if settings.dropout is None else settings.dropout
-        self.heads, self.size = settings.heads, settings.size
         self.input = embedded(settings, embedding, rate)
         across = partial(settings.across, memory_size)
         self.layers = nn.ModuleList(Layer(settings, across, False, rate) for _ in range(settings.layers))

@@ -420,7 +420,7 @@ def _keep(
 
 def _valued(total: Tensor, length: Tensor, settings: SearchSettings) -> Tensor:
     """Totals (n, K) of prefixes of ``length`` (n,) tokens, over the length penalty."""
-    return total / length_penalty(length, settings).to(total.dtype).unsqueeze(1)
+    return (total.double() / length_penalty(length, settings).unsqueeze(1)).to(total.dtype)
 
 
 def _ends(live: _Prefixes, kept: _Kept, age: Tensor, longest: Tensor, settings: SearchSettings) -> Tensor:

@@ -22,7 +22,7 @@ from s2s.settings import Settings
 class SamplingSettings(Settings):
     """How words are drawn."""
 
-    temperature: float = Field(1.0, gt=0, le=100)
+    temperature: float = Field(1.0, ge=1e-6, le=100)
     """Log-probabilities are divided by it: below 1 likely words become likelier, near 0 it is greedy search."""
     top_k: int = Field(0, ge=0, le=1_000_000)
     """Draw from this many most probable words only (Fan et al. 2018); 0: from all."""

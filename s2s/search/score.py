@@ -9,7 +9,8 @@ window pairs of like length are run together, and the results come out in the or
 - a pair with a line that could not be read, or with more pieces on a side than ``max_source_length``: NaN. A
   translation cannot be cut into parts that belong to the parts of its source.
 
-A model of documents is given the source lines before each, up to the last blank one, as when translating.
+A model of documents is given the source lines before each, up to the last one that is blank or could not be read, as
+when translating.
 """
 
 from __future__ import annotations
@@ -118,10 +119,10 @@ def force_by_steps(
     for step in range(gold.size(1)):
         words, weights, state = model.step(target[:, step], memory, state)
         chosen.append(words.gather(1, gold[:, step : step + 1]))
-        if weights is not None:
+        if weights is not None and "weights" in want:
             shown.append(weights)
     found = torch.cat(chosen, 1).masked_fill(gold == PAD, 0.0)
-    return Forced(found, torch.stack(shown, 1) if "weights" in want and shown else None)
+    return Forced(found, torch.stack(shown, 1) if shown else None)
 
 
 class Scored(NamedTuple):
@@ -202,9 +203,9 @@ class Scorer:
     def _before(self, source: str | None, document: Document) -> tuple[list[int], ...]:
         """The sentences before a source line, which joins its document, or ends it."""
         before = document.before
-        if source is not None and not source.strip():
+        if source is None or not source.strip():
             document.end()
-        elif source is not None and self.sentences_before:
+        elif self.sentences_before:
             document.add(self.tokenizers.source.encode(source))
         return before
 

@@ -4,8 +4,8 @@ Lines are taken in windows; within a window sentences of like length are decoded
 the order of the lines. A blank line stays blank and the model is not asked. A line longer than the model may read is
 cut at spaces and its parts are translated one by one.
 
-A model of documents is given the source lines before each, up to the last blank one. They do not depend on what is
-translated, so its lines are batched like any others.
+A model of documents is given the source lines before each, up to the last one that is blank or could not be read. They
+do not depend on what is translated, so its lines are batched like any others.
 """
 
 from __future__ import annotations
@@ -293,6 +293,8 @@ class Translator:
 
     def _room_before(self, before: list[tuple[list[int], ...]]) -> int:
         """How many of the first parts may be read at once, by the sentences ``before`` each; at least 1."""
+        if not self.model.sentences_before:
+            return max(1, len(before))
         sentences = longest = 0
         for part, one in enumerate(before):
             sentences, longest = sentences + len(one), max(longest, 0, *map(len, one))

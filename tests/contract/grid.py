@@ -97,7 +97,7 @@ ENCODERS: dict[str, Options] = {
     "deep": {**BOTH_WAYS, "layers": 2},
     "residual": {**BOTH_WAYS, "cell": "lstm", "layers": 3, "residual": True},
     "normed": {**BOTH_WAYS, "layer_norm": True},
-    "reversed": {**BOTH_WAYS, "cell": "lstm", "reverse": True},
+    "reversed": {**BOTH_WAYS, "cell": "lstm", "bidirectional": False, "reverse": True},
     "variational": {**BOTH_WAYS, "cell": "lstm", "recurrent_dropout": 0.3},
 }
 STACK: Options = {"kind": "transformer", "size": SIZE, "layers": 2, "heads": 2, "feedforward": 12}

@@ -422,6 +422,7 @@ ATTENTIVE = {"kind": "transformer", "layers": 1, "size": 6, "heads": 2}
         ({"kind": "rnn", "size": 6}, {"start": "last"}),
         ({"kind": "rnn", "size": 8, "cell": "gru"}, {"start": "last", "cell": "lstm"}),
         ({"kind": "rnn", "size": 8, "bidirectional": False}, {"start": "bahdanau"}),
+        ({"kind": "rnn", "size": 8, "reverse": True}, {"start": "bahdanau"}),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused_when_built(encoder: Any, decoder: Any) -> None:

@@ -220,7 +220,7 @@ def sentence_by_sentence(model: RNNEncoder, row: int, reverse: bool) -> tuple[Ar
         {"cell": "lstm", "layers": 3, "residual": True},
         {"cell": "gru", "layer_norm": True},
         {"cell": "lstm", "reverse": True, "bidirectional": False},
-        {"cell": "gru", "reverse": True, "layers": 2},
+        {"cell": "gru", "reverse": True, "bidirectional": False, "layers": 2},
     ],
 )
 @pytest.mark.parametrize("cells", [False, True])

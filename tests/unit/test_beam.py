@@ -75,6 +75,15 @@ def test_gnmt_penalty_at_published_lengths(words: int, alpha: float, penalty: fl
     assert found.score == pytest.approx(math.log(0.5) / penalty, rel=1e-6)
 
 
+def test_a_length_penalty_beyond_float32_leaves_the_dead_dead() -> None:
+    """10,010^10 is more than float32 can hold, and what is dead over infinity would be no number: never the worse."""
+    model = Scripted(tree({(): {A: 0.4, EOS: 0.6}}))
+    keys: dict[str, Any] = {"length_alpha": 10.0, "early_stopping": "exhaustive", "max_length_extra": 10_000}
+    found = search(model, beam=2, n_best=2, **keys)[0]
+    assert [one.ids for one in found] == [[A], []]  # log 0.4 / 2^10 over log 0.6
+    assert len(model.seen) == 2
+
+
 def test_search_goes_on_while_a_live_prefix_is_more_promising_than_the_worst_kept() -> None:
     """After two steps two have finished, nothing (0.06) and A (0.072), but AC lives with 0.81; after three AC has
     0.7695 and the best live prefix 0.0405 < 0.072."""
@@ -371,9 +380,9 @@ def test_precision_is_that_of_the_settings_whatever_the_caller_does(precision: s
         {"length_penalty": "wu"}, {"max_length_ratio": -1.0}, {"max_length_extra": 10**9}, {"min_length": -1},
         {"batch_tokens": 0}, {"batch_tokens": 10**9}, {"max_source_length": 1}, {"precision": "fp16"}, {"bean": 5},
         {"coverage_penalty": -1.0}, {"no_repeat_ngram": -1}, {"repetition_penalty": 0.9}, {"early_stopping": "never"},
-        {"sampling": {"temperature": 0.0}}, {"sampling": {"top_k": -1}}, {"sampling": {"top_p": 0.0}},
-        {"sampling": {"top_p": 1.1}}, {"sampling": {"seed": -1}}, {"diversity": {"groups": 0}},
-        {"diversity": {"groups": 2, "strength": 0.0}}, {"diversity": {}},
+        {"sampling": {"temperature": 0.0}}, {"sampling": {"temperature": 1e-46}}, {"sampling": {"top_k": -1}},
+        {"sampling": {"top_p": 0.0}}, {"sampling": {"top_p": 1.1}}, {"sampling": {"seed": -1}},
+        {"diversity": {"groups": 0}}, {"diversity": {"groups": 2, "strength": 0.0}}, {"diversity": {}},
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:

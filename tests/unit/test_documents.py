@@ -208,6 +208,7 @@ def test_a_line_is_translated_after_those_before_it() -> None:
         ("a", []), ("a b", []), ("b", ["a"]), ("c", ["b", "a"]), ("d", ["c", "b"]), ("e", []), ("f", ["e"]),
     ]  # fmt: skip
     assert told(Listener(0), "a", "b") == [("a", []), ("b", [])]
+    assert told(Listener(2), "a", "b", None, "c") == [("a", []), ("b", ["a"]), ("c", [])]
 
 
 def test_the_sentences_before_are_counted_in_a_batch() -> None:
@@ -310,7 +311,7 @@ def test_pairs_are_scored_after_those_before_them() -> None:
     scorer = Scorer(force, BOTH, SearchSettings(max_source_length=4, batch_tokens=4), CPU, sentences_before=2)
     pairs = [("a", "b"), ("b", ""), (None, "b"), ("a b c d", "a"), ("c", "b"), ("", "f"), ("d", "a"), ("e", "b")]
     assert len(list(scorer.score(pairs))) == len(pairs)
-    assert sorted(asked) == [("a", []), ("b", ["a"]), ("c", ["a b c", "b"]), ("d", []), ("e", ["d"])]
+    assert sorted(asked) == [("a", []), ("b", ["a"]), ("c", ["a b c"]), ("d", []), ("e", ["d"])]
 
 
 @pytest.mark.parametrize("recipe", ["none", "none-context"])
