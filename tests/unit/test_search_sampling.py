@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import A, B, C, D, Script, Scripted, always, noise, numbers, search, tree
+from scripted import VOCABULARY, A, B, C, Copier, D, Script, Scripted, always, noise, numbers, search, tree
 
+from s2s.data.batches import padded
 from s2s.errors import CheckpointError, UsageError
 from s2s.interfaces import EOS, UNK
-from s2s.search.beam import Hypothesis, Wishes
+from s2s.search.beam import Hypothesis, SearchSettings, Wishes, beam_search
 from s2s.search.sampling import SamplingSettings, drawn, uniforms
 
 CPU = torch.device("cpu")
@@ -130,6 +131,17 @@ def test_draws_that_lead_nowhere_are_given_too() -> None:
     assert len(found) == 40
     assert {(tuple(draw.ids), draw.score > -math.inf) for draw in found} == {((A,), False), ((B,), True)}
     assert not all(draw.score > -math.inf for draw in found[:10])
+
+
+def test_a_draw_that_ended_may_stay_longer_than_any_may_live() -> None:
+    """One of sixteen, which ended at its fifth word when fifteen had just entered, waits until they end."""
+    sentences = [[A] * 3 + [EOS]] * 15 + [[B] * 4 + [EOS]] + [[C] * 20 + [EOS]] * 15
+    source, lengths = map(torch.from_numpy, padded(sentences))
+    settings = SearchSettings(
+        beam=1, sampling=SamplingSettings(temperature=0.1), max_length_ratio=0, max_length_extra=10
+    )
+    found = beam_search(Copier(VOCABULARY), source, lengths, settings, together=16)
+    assert [draw.ids for (draw,) in found] == [[A] * 3] * 15 + [[B] * 4] + [[C] * 9] * 15
 
 
 @pytest.mark.parametrize("rule", ["promising", "first", "exhaustive"])
