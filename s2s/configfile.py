@@ -643,9 +643,9 @@ def _prepared(annotation: Any, value: object, key: Key, document: Document) -> o
         inner, *marks = get_args(annotation)
         if isinstance(value, str) and value and any(isinstance(mark, PathMarker) for mark in marks):
             file = document.place(key).file
-            # The folder's links are followed before ".." is removed, as the system would; the file's own are not.
-            folder = os.path.realpath(file.parent if file else Path())
-            return os.path.normpath(os.path.join(folder, value))  # noqa: PTH118
+            # Links of folders are followed before ".." is removed, as the system would; others stay as they are named.
+            path = Path(os.path.realpath(file.parent if file else Path()), value)
+            return os.path.normpath(Path(os.path.realpath(path.parent), path.name) if ".." in path.parts else path)
         return _prepared(inner, value, key, document)
     if get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):

@@ -17,6 +17,7 @@ from s2s.data.text import PairCounts
 from s2s.data.tokenizer import Tokenizers
 from s2s.progress import say
 from s2s.run import default_directory, run_of
+from s2s.training.signals import Signals
 
 _COLUMNS = ("corpus", "lines", "blank", "too long", "not UTF-8", "copies", "uneven", "repeats", "kept")
 
@@ -26,7 +27,8 @@ def prepare(config_path: Path, overrides: Sequence[str] = (), run_directory: Pat
     config = configuration.load(config_path, overrides)
     cache = cache_of(run_directory or default_directory(config_path))
     began = time.monotonic()
-    prepared = prepare_data(config.data, config.tokenizer, cache, say, given_tokenizers(config), jobs)
+    with Signals() as signals, signals.nothing_to_save("before all was prepared; what is finished is kept"):
+        prepared = prepare_data(config.data, config.tokenizer, cache, say, given_tokenizers(config), jobs)
     answer(_table(prepared.counts))
     lines, seconds = sum(counts.pairs for counts in prepared.counts), time.monotonic() - began
     say(f"prepared: {lines:,} lines in {seconds:.1f} s ({lines / seconds:,.0f} lines/s), {_sizes(prepared)}")

@@ -109,6 +109,7 @@ def plan_epoch(
     block = min(_BLOCK, settings.window)
     if mixture is None:
         blocks = _blocks(0, len(target_lengths), block)
+        pairs = np.full(len(blocks), block)  # the short one at the end counts as a whole one
     else:
         first = np.cumsum([0, *mixture.sizes])
         blocks = np.concatenate(
@@ -117,7 +118,8 @@ def plan_epoch(
                 for number, (size, amount) in enumerate(zip(mixture.sizes, amounts(mixture), strict=True))
             ]
         )
-    return EpochPlan(source_lengths, target_lengths, blocks, settings, seed, epoch)
+        pairs = blocks[:, 1] - blocks[:, 0]  # a tiny corpus has many blocks that are as tiny
+    return EpochPlan(source_lengths, target_lengths, blocks, pairs, settings, seed, epoch)
 
 
 def _blocks(start: int, end: int, block: int) -> Indices:
@@ -163,16 +165,19 @@ class EpochPlan:
         source_lengths: Lengths,
         target_lengths: Lengths,
         blocks: Indices,
+        pairs: Indices,
         settings: BatchSettings,
         seed: int,
         epoch: int,
     ) -> None:
+        """``pairs`` (n,): how many of a window's each block counts for."""
         self._lengths = source_lengths, target_lengths
         self._settings, self._counters = settings, [seed, epoch]
         order = np.random.default_rng(np.random.SeedSequence(self._counters)).permutation(len(blocks))
         self._blocks = len(blocks)
-        size = settings.window // min(_BLOCK, settings.window)
-        self._windows = [blocks[order[first : first + size]] for first in range(0, len(order), size)]
+        full = settings.window - settings.window % min(_BLOCK, settings.window)
+        windows = (np.cumsum(pairs[order]) - 1) // full
+        self._windows = np.split(blocks[order], np.flatnonzero(np.diff(windows)) + 1) if len(order) else []
         self._ends: list[int] = []  # batches up to the end of each window, as far as they were counted
         self._held: tuple[int, list[Indices]] = -1, []
 

@@ -219,8 +219,9 @@ def _named(settings: DataSettings) -> Iterator[tuple[tuple[str, str], PairFiles]
 def _mixture(settings: DataSettings, sizes: Sequence[int]) -> Mixture | None:
     weights = [files.weight for files in settings.corpora if isinstance(files, TrainFiles) and files.weight is not None]
     if settings.temperature is not None:
-        # In proportion to the largest, because a power of a size may be more than a float can hold.
         weights = [(size / max(sizes)) ** (1 / settings.temperature) for size in sizes]
+    # In proportion to the largest, because a power or a sum may be more than a float can hold.
+    weights = [weight / max(weights) for weight in weights]
     return Mixture(sizes, [weight / sum(weights) for weight in weights]) if weights else None
 
 

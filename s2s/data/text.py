@@ -620,8 +620,8 @@ class OutputFile:
             if stat.S_ISDIR(mode):
                 raise UsageError(path, "is a directory", "give a file name")
             if stat.S_ISREG(mode) and not overwrite:
-                raise UsageError(path, "exists already", "choose another name or add --overwrite")
-        self._is_special = not stat.S_ISREG(mode)
+                raise self._exists()
+        self._is_special, self._overwrite = not stat.S_ISREG(mode), overwrite
         self._begun = None if begun is None else begun[1]
         name = f".s2s-{secrets.token_hex(8)}" if begun is None else begun[0]
         self._temporary = self._target if self._is_special else self._target.with_name(name)
@@ -681,11 +681,19 @@ class OutputFile:
                 os.fsync(self._file.fileno())
             self._file.close()
             if not self._is_special:
+                if not self._overwrite and self._target.exists():  # since this began
+                    raise self._exists()
                 self._temporary.replace(self._target)
+        except UsageError as exists:
+            self._keep_partial(exists)
+            raise
         except OSError as failure:
             refused = self._refused(failure)
             self._keep_partial(refused)
             raise refused from failure
+
+    def _exists(self) -> UsageError:
+        return UsageError(self.path, "exists already", "choose another name or add --overwrite")
 
     def _refused(self, error: OSError) -> SystemRefused:
         return SystemRefused(self.path, f"cannot be written: {error.strerror}")

@@ -393,12 +393,13 @@ def _run_sentencepiece(
     """Raises RuntimeError where the library refuses, and whatever ``texts`` raise."""
     failures: list[BaseException] = []
 
-    def watched() -> Iterator[str]:  # some versions of the library end quietly when the iterator fails
+    def watched() -> Iterator[str]:  # the library ends with an error of its own, or in some versions quietly
         try:
             for text in texts():
                 yield _without_space_sign(text)
         except BaseException as error:
             failures.append(error)
+            raise
 
     result = io.BytesIO()
     try:

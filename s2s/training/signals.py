@@ -44,6 +44,8 @@ class Signals:
         self._watch: _Watch | None = None
         self.nothing_is_lost = False
         """Whether the work may end where it stands."""
+        self.where = ""
+        """How that is told."""
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -64,8 +66,8 @@ class Signals:
                 self._watch.close()
 
     @contextmanager
-    def nothing_to_save(self) -> Iterator[None]:
-        """In this context a signal that asks to stop raises `Stopped` where the work stands.
+    def nothing_to_save(self, where: str = "before the first update; nothing to save yet") -> Iterator[None]:
+        """In this context a signal that asks to stop raises `Stopped` ``where`` the work stands.
 
         Or ends the process, when a second later a library has not returned. Inside, every file must be written so that
         a kill does no harm.
@@ -74,9 +76,9 @@ class Signals:
             yield
             return
         try:
-            self.nothing_is_lost = True
+            self.nothing_is_lost, self.where = True, where
             if self.stop is not None:
-                raise stopped(self.stop)
+                raise stopped(self.stop, where)
             yield
         finally:
             self.nothing_is_lost = False
@@ -91,7 +93,7 @@ class Signals:
         elif self.stop is None:
             self.stop = number
             if self.nothing_is_lost:
-                raise stopped(number)
+                raise stopped(number, self.where)
 
 
 class _Watch:
@@ -124,7 +126,7 @@ class _Watch:
             left = None if asked is None else max(0.0, asked[1] - time.monotonic()) * 1000
             if not told.poll(left) and asked is not None:
                 if self._signals.nothing_is_lost:
-                    say(f"s2s: error: {stopped(asked[0])}")
+                    say(f"s2s: error: {stopped(asked[0], self._signals.where)}")
                     os._exit(128 + asked[0])
                 asked = None
                 continue
@@ -163,7 +165,7 @@ def _end_at_once() -> NoReturn:
     os._exit(128 + signal.SIGINT)
 
 
-def stopped(number: int, where: str = "before the first update; nothing to save yet") -> Stopped:
+def stopped(number: int, where: str) -> Stopped:
     """What a command ends with after the signal ``number``."""
     return Stopped(number, f"stopped by {signal.Signals(number).name} {where}", "continue with the same command")
 

@@ -315,16 +315,22 @@ def test_two_interrupts_of_a_library_that_sees_no_signal() -> None:
     assert (outcome.code, outcome.err) == (130, "s2s: stopped at once, without saving\n")
 
 
-@pytest.mark.fault("S2")
-@pytest.mark.parametrize("pause", [0.0, 1.0])
-def test_a_signal_while_a_vocabulary_is_learned(tmp_path: Path, warm: Warm, cli: Cli, pause: float) -> None:
-    """Of texts whose 600,000 different words keep SentencePiece busy: the end comes long before they are learned."""
-    project = write_project(tmp_path / "project")
+def project_of_rare_words(folder: Path) -> Path:
+    """One with texts whose 600,000 different words keep SentencePiece busy."""
+    project = write_project(folder)
     draw = random.Random(1)
     for suffix in ("en", "de"):
         words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(300_000)]
         lines = (" ".join(words[place : place + 10]) for place in range(0, len(words), 10))
         (project / f"train.{suffix}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return project
+
+
+@pytest.mark.fault("S2")
+@pytest.mark.parametrize("pause", [0.0, 1.0])
+def test_a_signal_while_a_vocabulary_is_learned(tmp_path: Path, warm: Warm, cli: Cli, pause: float) -> None:
+    """The end comes long before it is learned."""
+    project = project_of_rare_words(tmp_path / "project")
     arguments = train_arguments(project, tmp_path / "run", "tokenizer.model=unigram", "tokenizer.vocabulary=8000")
     process = warm.start(arguments)
     wait_until(lambda: (tmp_path / "run" / "run.json").exists(), process)
@@ -337,6 +343,19 @@ def test_a_signal_while_a_vocabulary_is_learned(tmp_path: Path, warm: Warm, cli:
     assert "stopped by SIGTERM before the first update; nothing to save yet" in outcome.err
     assert not list((tmp_path / ".cache").glob("tokenizer-*")), "the vocabulary was learned before the signal"
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.fault("S2")
+def test_a_preparation_that_learns_a_vocabulary_is_stopped(tmp_path: Path, warm: Warm) -> None:
+    project = project_of_rare_words(tmp_path / "project")
+    arguments = ["prepare", "--config", str(project / "rnn.yaml"), "--run-dir", str(tmp_path / "run")]
+    process = warm.start([*arguments, "tokenizer.model=unigram", "tokenizer.vocabulary=8000"])
+    wait_until(lambda: (tmp_path / ".cache" / "digests.json").exists(), process)
+    os.kill(process.pid, signal.SIGINT)
+    outcome = finish(process)
+    assert outcome.code == 130, outcome
+    assert "stopped by SIGINT before all was prepared; what is finished is kept; continue with" in outcome.err
+    assert not list((tmp_path / ".cache").glob("tokenizer-*")), "the vocabulary was learned before the signal"
 
 
 @pytest.mark.fault("S3", "S9")

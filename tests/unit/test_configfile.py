@@ -632,6 +632,15 @@ def test_paths_follow_a_linked_folder_as_the_system_does(tmp_path: Path) -> None
     assert data.source == str(tmp_path.resolve() / "store" / "text.en")
 
 
+def test_a_folder_above_a_linked_one_is_that_of_the_system(tmp_path: Path) -> None:
+    (tmp_path / "store" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "store" / "inner")
+    (tmp_path / "text.en").symlink_to(tmp_path / "store" / "text.en")
+    for value, found in {"link/../text.en": "store/text.en", "link/x": "link/x", "./text.en": "text.en"}.items():
+        data = validate(load(write(tmp_path, GOOD + f"data: {{source: {value}}}\n")), Page).data
+        assert data is not None and data.source == str(tmp_path.resolve() / found)
+
+
 @pytest.mark.fault("YM14")
 def test_folders_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
     """The resolved settings could not be written down."""

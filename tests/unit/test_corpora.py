@@ -454,6 +454,9 @@ def test_shares_follow_weights_or_temperature(tmp_path: Path) -> None:
     weighted = files_of(tmp_path / "1", pairs, weight=3.0), files_of(tmp_path / "2", pairs[:4], weight=1.0)
     mixture = run(DataSettings(train=weighted), tmp_path / "cache")[0].mixture
     assert mixture == Mixture([9, 4], [0.75, 0.25])
+    huge = files_of(tmp_path / "1", pairs, weight=1.5e308), files_of(tmp_path / "2", pairs[:4], weight=0.5e308)
+    mixture = run(DataSettings(train=huge), tmp_path / "cache")[0].mixture
+    assert mixture is not None and mixture.shares == pytest.approx([0.75, 0.25])
     plain = files_of(tmp_path / "1", pairs), files_of(tmp_path / "2", pairs[:4])
     mixture = run(DataSettings(train=plain, temperature=2.0), tmp_path / "cache")[0].mixture
     assert mixture is not None and mixture.shares == pytest.approx([3 / 5, 2 / 5])  # the roots of 9 and 4
@@ -472,6 +475,16 @@ def test_a_corpus_that_would_never_be_read_is_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(DataError, match=r"data\.train\.1: its share is less than one of the 11 pairs of an epoch"):
             run(settings, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("window", [1_000_000, 8192, 4096])
+def test_a_tiny_corpus_of_a_mixture_makes_no_tiny_windows(window: int) -> None:
+    """Its turns are blocks of ten pairs, as many as half of the epoch; a window is full when it has enough pairs."""
+    lengths = np.full(4010, 20, np.int32)
+    settings, mixture = BatchSettings(tokens=2048, window=window), Mixture([10, 4000], [0.5, 0.5])
+    plan = plan_epoch(lengths, lengths, settings, seed=1, epoch=0, mixture=mixture)
+    assert len(plan) == -(-4010 // (2048 // 20))
+    assert [len(batch) for batch in plan].count(102) == 39
 
 
 @pytest.mark.parametrize("window", [1_000_000, 7])

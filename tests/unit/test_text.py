@@ -568,6 +568,18 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+@pytest.mark.fault("T6")
+def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UsageError, match=r"exists already.*kept in .*out\.partial"),
+        OutputFile(tmp_path / "out") as one,
+    ):
+        one.write_line("one")
+        with OutputFile(tmp_path / "out") as other:
+            other.write_line("other")
+    assert (tmp_path / "out").read_bytes() == b"other\n" and (tmp_path / "out.partial").read_bytes() == b"one\n"
+
+
 def test_no_output_into_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory"):
         OutputFile(tmp_path, overwrite=True)

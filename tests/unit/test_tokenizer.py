@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sentencepiece as sentencepiece_library
 from hypothesis import given, strategies
 from hypothesis import settings as hypothesis_settings
 from pydantic import ValidationError
@@ -197,15 +198,34 @@ def test_separate_vocabularies() -> None:
     assert sentencepiece().joint
 
 
-def test_failing_text_is_not_taken_for_its_end() -> None:
-    class Failing:
-        def __iter__(self) -> Iterator[tuple[str, str]]:
-            yield from PAIRS
-            raise DataError("train.en", "is broken")
+class Failing:
+    """Texts that break off."""
 
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        yield from PAIRS
+        raise DataError("train.en", "is broken")
+
+
+def test_failing_text_is_not_taken_for_its_end() -> None:
     for settings in (SentencePieceSettings(vocabulary=60), WhitespaceSettings()):
         with pytest.raises(DataError, match=r"train\.en: is broken"):
             tokenizer.train(settings, Failing(), print)
+
+
+def test_the_library_is_told_that_its_text_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would learn for minutes from what came before."""
+    told = list[BaseException]()
+
+    def learn(sentence_iterator: Iterator[str], **more: object) -> None:
+        try:
+            list(sentence_iterator)
+        except BaseException as error:
+            told.append(error)
+
+    monkeypatch.setattr(sentencepiece_library.SentencePieceTrainer, "train", learn)
+    with pytest.raises(DataError, match=r"train\.en: is broken"):
+        tokenizer.train(SentencePieceSettings(vocabulary=60), Failing(), print)
+    assert len(told) == 1
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
