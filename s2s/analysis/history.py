@@ -84,13 +84,6 @@ class History(NamedTuple):
             y.append((last["target_tokens"] - first["target_tokens"]) / seconds if seconds > 0 else math.nan)
         return Series("target tokens a second", x, y)
 
-    def fruitless(self, metric: str) -> int:
-        """Validations since the best by ``metric`` that gave a number; of nll, ppl and ter less is better."""
-        values = [_number(record["valid"].get(metric)) for record in self.validations]
-        sign = -1 if metric in ("nll", "ppl", "ter") else 1
-        real = [sign * value for value in values if math.isfinite(value)]
-        return len(real) - 1 - real.index(max(real)) if real else 0
-
 
 def read_history(path: Path) -> History:
     """What the file has; nothing where there is none. Raises DataError where it cannot be read.

@@ -48,8 +48,10 @@ def align(
     if gold is not None and level == "piece":
         raise UsageError("--gold", "gold links are between words", "leave out --level piece")
     pairs = Parallel(source, target, "error" if strict else "replace")
-    pairs.check()
+    count = pairs.check()
     right = None if gold is None else read_links(gold, gold_first)
+    if right is not None and count is not None:
+        require_equal_lines((str(source), count), (str(gold), len(right)))
     sink = results(output, overwrite, (source, target, gold))
     scorer = scorer_of(models, checkpoint=checkpoint, device=device, batch_tokens=batch_tokens, attention=True)
     aligner = Aligner(scorer, level=level, shift=shift, threshold=threshold)

@@ -180,6 +180,8 @@ def cells_of(settings: ComparisonSettings, output: Path) -> list[Cell]:
     trained = [_cell(system, seed, firsts.get(system.name), output) for seed in settings.seeds for system in systems]
     found = [*trained, *_given(settings.runs)]
     for place, cell in enumerate(found):
+        if cell.recipe is None:
+            _check_siblings(cell, [other for other in found[:place] if other.system == cell.system])
         twin = next((other for other in found[:place] if other.name == cell.name), None)
         if twin is not None and cell.recipe is not None:
             what = f"{twin.system} and {cell.system} have files of one name, {cell.name}"
@@ -247,7 +249,7 @@ def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str
     ]
     trained = {
         "config": cell.config.model_dump(mode="json", exclude_defaults=True, exclude=_FILES),
-        "limits": data.model_dump(mode="json", include={"max_length", "invalid_utf8"}) | _mixing(data),
+        "limits": _limits(data),
         "corpora": corpora,
         "first": None if cell.first is None else _start(cell.first.config),
         "from": before["init_from"].name if "init_from" in before else None,
@@ -261,13 +263,13 @@ _FILES: Any = {"data": True, "init_like": True, "init_from": True, "objective": 
 """Settings that name files and runs; what is in these is what counts."""
 
 
-def _mixing(data: DataSettings) -> dict[str, object]:
-    """What else decides which pairs are learned from and which checkpoint is the best, as far as it was asked for."""
+def _limits(data: DataSettings) -> dict[str, object]:
+    """What decides which pairs are learned from and which checkpoint is the best; but for two as far as asked for."""
     named = {"language", "temperature", "max_ratio", "drop_copies", "drop_repeats"}
     filters = data.model_dump(mode="json", exclude_defaults=True, include=named)
     if isinstance(data.train, tuple):
         filters["corpora"] = [[files.weight, files.tag] for files in data.train]
-    return filters
+    return data.model_dump(mode="json", include={"max_length", "invalid_utf8"}) | filters
 
 
 def began_elsewhere(cell: Cell, weights: Mapping[str, str]) -> Path | None:
@@ -384,11 +386,8 @@ def _hash(value: object) -> str:
 def _given(runs: Sequence[str]) -> list[Cell]:
     cells: list[Cell] = []
     for path in map(Path, runs):
-        run = run_of(path)
-        config = configuration.load(run.config)
-        cell = Cell(_system_of(path, config.seed), config.seed, path, config)
-        _check_siblings(cell, [other for other in cells if other.system == cell.system])
-        cells.append(cell)
+        config = configuration.load(run_of(path).config)
+        cells.append(Cell(_system_of(path, config.seed), config.seed, path, config))
     return cells
 
 
@@ -397,10 +396,15 @@ def _system_of(run: Path, seed: int) -> str:
     return name.removesuffix(f"-{seed}") or name
 
 
+def _without_files(config: Config) -> dict[str, object]:
+    """What seeds of one system have in common."""
+    return config.model_dump(mode="json", exclude=_FILES | {"seed": True}) | {"data": _limits(config.data)}
+
+
 def _check_siblings(cell: Cell, siblings: Sequence[Cell]) -> None:
     """Seeds of one system differ in nothing but the seed, where the files were, and their first stages and teachers."""
     for other in siblings:
-        before, now = (one.config.model_dump(mode="json", exclude=_FILES | {"seed": True}) for one in (other, cell))
+        before, now = (_without_files(resolved(one.config)) for one in (other, cell))
         changed = configfile.differences(before, now)
         if changed:
             key, old, new = changed[0]

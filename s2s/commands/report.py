@@ -34,7 +34,7 @@ from s2s.run import Run, Trained, run_of
 from s2s.search.look import head_maps, heat_map, look, marked
 from s2s.search.translate import Part, Translation, Translator
 from s2s.settings import Settings
-from s2s.training.trainer import resolve_device
+from s2s.training.trainer import limit_met, resolve_device, state_of
 
 Split = Literal["valid", "test"]
 
@@ -78,12 +78,13 @@ def report(path: Path, options: Options) -> None:
             _require_lines(chosen or (), text)
         measured = None if model is None or text is None else Measurement.of(model, text)
         looks = [] if model is None or measured is None else list(_looks(model, measured, chosen))
+        ended = None if model is None else _ended(run, config)
         page = render(
             "report.html",
             name=run.path.resolve().name,
             made=f"s2s {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            missing=list(_missing(config, history, model, text)),
-            tiles=_tiles(config, history, model, measured),
+            missing=list(_missing(config, history, model, text, ended)),
+            tiles=_tiles(history, model, measured, ended),
             curves=list(_curves(history)),
             mechanism=list(_mechanism(history)),
             measured=None if measured is None else _shown(measured),
@@ -185,11 +186,13 @@ def _text(config: Config, options: Options, needed: bool) -> Text | None:
     return Text(split, lines, reference)
 
 
-def _missing(config: Config, history: History, model: Model | None, text: Text | None) -> Iterator[str]:
+def _missing(
+    config: Config, history: History, model: Model | None, text: Text | None, ended: str | None
+) -> Iterator[str]:
     """What a reader would look for in vain, and why."""
     if not history.updates:
         yield "No update is recorded, so there are no curves."
-    elif _ended(config, history, model) is None:
+    elif ended is None:
         last = history.updates[-1]["step"]
         most = config.training.max_updates
         yield f"Training is under way or was stopped: {last:,} of at most {most:,} updates are recorded."
@@ -203,19 +206,13 @@ def _missing(config: Config, history: History, model: Model | None, text: Text |
         yield "The validation set could not be read, or there is none: scores, sentences and attention are missing."
 
 
-def _ended(config: Config, history: History, model: Model | None) -> str | None:
-    """Why training is over, as far as its records can tell; None where it is not, or they cannot."""
-    settings, last = config.training, history.updates[-1]
-    state = {} if model is None else model.state.get("training", {})
-    if last["step"] >= settings.max_updates:
-        return f"all {settings.max_updates:,} updates"
-    if settings.max_epochs is not None and max(state.get("epoch", 0), last.get("epoch", 0) - 1) >= settings.max_epochs:
-        return f"{settings.max_epochs} epochs"
-    if settings.max_minutes is not None and last.get("seconds", 0) >= 60 * settings.max_minutes:
-        return f"{settings.max_minutes:g} minutes"
-    if settings.patience is not None and history.fruitless(settings.stop_on) >= settings.patience:
-        return f"no better {settings.stop_on} in {settings.patience} validations"
-    return None
+def _ended(run: Run, config: Config) -> str | None:
+    """Why training is over, by its latest checkpoint; None where it is not."""
+    try:
+        snapshot = load_model(run.path, "latest", warn).snapshot
+    except CheckpointError:  # a training that is under way may just have replaced it
+        return None
+    return None if "averaged" in snapshot.state else limit_met(state_of(snapshot, str(run.path)), config.training)
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -406,7 +403,7 @@ def _mechanism(history: History) -> Iterator[tuple[str, str]]:
 
 
 def _tiles(
-    config: Config, history: History, model: Model | None, measured: Measurement | None
+    history: History, model: Model | None, measured: Measurement | None, ended: str | None
 ) -> list[tuple[str, str]]:
     """The few numbers that a reader wants first."""
     tiles = []
@@ -419,7 +416,7 @@ def _tiles(
         last = history.updates[-1]
         tiles += [("updates", f"{last['step']:,}"), ("target tokens", f"{last.get('target_tokens', 0):,}")]
         tiles.append(("minutes of training", f"{last.get('seconds', 0) / 60:.1f}"))
-        tiles.append(("ended by", _ended(config, history, model) or "not known"))
+        tiles.append(("ended by", ended or "not known"))
     return tiles
 
 

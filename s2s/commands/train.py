@@ -137,6 +137,9 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
     checkpoints = Checkpoints(run.path, identity, training.keep_last, training.keep_best, warn)
     with signals.nothing_to_save():
         loaded = _newest(checkpoints, world)
+        if loaded is not None and "averaged" in loaded.snapshot.state:
+            what = "has the mean of some checkpoints, and no training to go on with"
+            raise CheckpointError(run.path, what, "begin from it: init_from in the settings, and another --run-dir")
         changed = loaded is not None and _compare_settings(loaded.snapshot.state, config)
         prepared = world.first_then_all(lambda: _data(config, run, loaded, world))
         data = EpochData(config, prepared, world)

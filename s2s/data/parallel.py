@@ -34,10 +34,16 @@ class Parallel:
                 pass
         require_equal_lines((str(self.source), self.counts[0].lines), (str(self.target), self.counts[1].lines))
 
-    def check(self) -> None:
-        """Go through files that can be read twice: better to hear of unequal ones now than in an hour."""
-        if self.source.is_file() and self.target.is_file():
-            deque(Parallel(self.source, self.target, self.invalid), maxlen=0)
+    def check(self) -> int | None:
+        """Go through files that can be read twice: better to hear of unequal ones now than in an hour.
+
+        The number of pairs; None where it cannot be known before.
+        """
+        if not (self.source.is_file() and self.target.is_file()):
+            return None
+        first = Parallel(self.source, self.target, self.invalid)
+        deque(first, maxlen=0)
+        return first.counts[0].lines
 
     def warnings(self) -> list[str]:
         """What a reader of the results should know, one line each."""

@@ -598,7 +598,8 @@ class OutputFile:
         inputs: Sequence[Path | str] = (),
         begun: tuple[str, int] | None = None,
     ) -> None:
-        """Raises UsageError if the file is one of ``inputs``, through links too, or exists without ``overwrite``.
+        """Raises UsageError if the file is one of ``inputs``, through links too, exists without ``overwrite``, or has
+        no folder.
 
         ``begun``: the `place` that another process with this output wrote to and did not finish, and the bytes of it
         that are good; it is gone on with. What the system refuses, here and later, is SystemRefused.
@@ -612,7 +613,9 @@ class OutputFile:
                 raise UsageError(path, "is the input too", "choose another output file")
         try:
             mode = self._target.stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not self._target.parent.is_dir():
+                raise self._no_folder() from error
             mode = stat.S_IFREG
         except OSError as error:
             raise self._refused(error) from error
@@ -640,7 +643,7 @@ class OutputFile:
                 return self
             self._file: BinaryIO = os.fdopen(os.open(self._temporary, flags, 0o666), "wb")
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise UsageError(self.path, "its folder does not exist", "create it first") from error
+            raise self._no_folder() from error
         except OSError as error:
             raise self._refused(error) from error
         return self
@@ -691,6 +694,9 @@ class OutputFile:
             refused = self._refused(failure)
             self._keep_partial(refused)
             raise refused from failure
+
+    def _no_folder(self) -> UsageError:
+        return UsageError(self.path, "its folder does not exist", "create it first")
 
     def _exists(self) -> UsageError:
         return UsageError(self.path, "exists already", "choose another name or add --overwrite")

@@ -81,7 +81,9 @@ def test_gold_that_does_not_fit(finished: Path, pairs: tuple[Path, Path], tmp_pa
     arguments = ("align", "--model", finished, *pairs, "--gold", gold)
     assert_error(cli(*arguments), 3, "gold: cannot be read")
     gold.write_text("0-0\n" * 11)
-    assert_error(cli(*arguments), 3, "valid.en has 12 lines", "gold 11")
+    output = tmp_path / "links"
+    assert_error(cli(*arguments, "--output", output), 3, "valid.en has 12 lines", "gold 11")
+    assert not output.exists(), "told before the work"
     gold.write_text("0-0\n" * 4 + "0-99\n" + "0-0\n" * 7)
     assert_error(cli(*arguments), 3, "gold: line 5: the link 0-99, counted from 0, is beyond the", "--gold-first")
     assert_error(cli(*arguments, "--level", "piece"), 2, "--gold: gold links are between words")

@@ -74,6 +74,21 @@ def test_a_finished_run(run: str, request: pytest.FixtureRequest, project: Path,
     assert "training.max_updates" in page.text and "must be given" in page.text
 
 
+def test_a_run_is_over_whichever_checkpoint_translates(project: Path, new_run: Path, tmp_path: Path, cli: Cli) -> None:
+    """Its best one may stand before the end, where the epochs have not run out yet."""
+    settings = ("training.max_updates=5000", "training.max_epochs=2", "training.keep_last=9")
+    assert cli(*train_arguments(project, new_run, *settings)).code == 0
+    for number, path in enumerate((new_run, min((new_run / "checkpoints").glob("step-*")))):
+        page = written(path, tmp_path / f"{number}.html", cli)
+        assert "2/2 epochs" in page.text and "under way" not in page.text
+
+
+def test_a_run_that_was_stopped_is_not_over(tmp_path: Path, run: Path, cli: Cli) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("max_updates: 40", "max_updates: 41"))
+    assert "under way or was stopped: 40 of at most 41 updates" in written(run, tmp_path / "page.html", cli).text
+
+
 def test_the_curves_are_those_of_the_metrics(finished: Path, tmp_path: Path, cli: Cli) -> None:
     page = written(finished, tmp_path / "page.html", cli)
     for record in records(finished):

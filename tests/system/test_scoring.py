@@ -331,6 +331,8 @@ def test_the_best_are_kept_and_averaged(project: Path, new_run: Path, tmp_path: 
     assert_error(both, 2, "--last and --best")
     last = cli("average", "--model", new_run, "--last", "2", "--output", tmp_path / "more")
     assert f"averaged updates {', '.join(map(str, steps(new_run)[-2:]))} into" in last.err
+    outcome = cli(*train_arguments(project, tmp_path / "more"))
+    assert_error(outcome, 4, "has the mean of some checkpoints, and no training to go on with", "init_from")
     assert_error(cli("average", "--model", new_run, "--output", tmp_path / "mean"), 2, "exists")
 
 

@@ -24,7 +24,7 @@ from s2s.commands.comparison_settings import (
 )
 from s2s.commands.train import resolved
 from s2s.data.prepare import PairFiles
-from s2s.errors import ConfigError
+from s2s.errors import ConfigError, UsageError
 from s2s.run import Run
 
 RECIPE = """\
@@ -87,6 +87,36 @@ def test_overrides_may_name_the_seed(folder: Path) -> None:
     assert last.overrides[:2] == ("init_from=runs/first-11", "objective.teacher={run: big-11}")
     with pytest.raises(ConfigError, match=r"overrides and axes: .*droput"):
         cells_of(grid(folder, overrides=["model.droput={seed}"]), folder / "out")
+
+
+def run_called(folder: Path, name: str, *changes: str) -> str:
+    """A run of recipe `a` under these changes, as far as a comparison reads its settings."""
+    (folder / name).mkdir()
+    text = configuration.save_text(resolved(configuration.load(folder / "a.yaml", changes)))
+    (folder / name / "config.yaml").write_text(text)
+    return name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.encoder.size=4",
+        "data.max_length=5",
+        "data.drop_copies=true",
+        "data.invalid_utf8=drop",
+        "data.language=fr",
+    ],
+)
+def test_seeds_of_one_system_are_one_system(folder: Path, change: str) -> None:
+    """Those that are given, among themselves and beside those to be trained."""
+    one, other = run_called(folder, "x-1"), run_called(folder, "x-2", "seed=2", change)
+    seed = run_called(folder, "a-9", "seed=9", change)
+    key = change.partition("=")[0]
+    for settings in ({"recipes": [], "runs": [one, other]}, {"recipes": ["a.yaml"], "runs": [seed]}):
+        with pytest.raises(UsageError, match=rf"is called [xa] as .* is, but {key} is .*rename"):
+            cells_of(grid(folder, **settings), folder / "out")
+    fits = run_called(folder, "a-8", "seed=8"), run_called(folder, "x-3", "seed=3")
+    assert len(cells_of(grid(folder, recipes=["a.yaml"], runs=[one, *fits], seeds=[1, 2]), folder / "out")) == 5
 
 
 def test_systems_start_like_the_baseline_of_their_size(folder: Path) -> None:

@@ -62,14 +62,6 @@ def test_speed_over_stretches() -> None:
     assert History([update(1)], []).speed().x == []
 
 
-def test_fruitless_validations_count_from_the_first_best() -> None:
-    bleu = History([], [validation(n, bleu=score) for n, score in enumerate([10, 30, 20, 30, 29])])
-    assert bleu.fruitless("bleu") == 3
-    nll = History([], [validation(n, nll=score) for n, score in enumerate([3.0, 2.0, None, 2.5])])
-    assert nll.fruitless("nll") == 1, "one that gave no number is not counted, as in training"
-    assert History([], []).fruitless("bleu") == 0
-
-
 def test_updates_left_out_are_no_term_of_the_loss() -> None:
     assert History([update(1, skipped=1), update(2, kl=0.5)], []).terms() == ["kl"]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from s2s.analysis.history import History
-from s2s.commands.report import Measurement, Options, Text, _by_rule, _ended, _missing, _numbers, _spread, changes
+from s2s.commands.report import Measurement, Options, Text, _by_rule, _missing, _numbers, _spread, changes
 from s2s.config import Config, load
 from s2s.errors import UsageError
 
@@ -81,27 +80,9 @@ def record(step: int, **more: Any) -> dict[str, Any]:
     return {"step": step, "loss": 1.0, "epoch": 1, "seconds": 10.0 * step, **more}
 
 
-def test_why_it_ended(tmp_path: Path) -> None:
-    def config(**training: object) -> Config:
-        page = PAGE.replace("max_updates: 7, patience: null", ", ".join(f"{k}: {v}" for k, v in training.items()))
-        return settings(tmp_path, page.replace("{train:", "{valid: {source: a, target: b}, train:"))
-
-    history = History([record(n, epoch=1 + n // 5) for n in range(1, 8)], [])
-    assert _ended(config(max_updates=7, patience="null"), history, None) == "all 7 updates"
-    assert _ended(config(max_updates=8, patience="null"), history, None) is None
-    assert _ended(config(max_updates=8, max_epochs=2, patience="null"), history, None) is None
-    saved: Any = SimpleNamespace(state={"training": {"epoch": 2}})
-    assert _ended(config(max_updates=8, max_epochs=2, patience="null"), history, saved) == "2 epochs"
-    assert _ended(config(max_updates=8, max_minutes=1, patience="null"), history, None) == "1 minutes"
-    valid = [{"step": n, "valid": {"nll": float(n)}} for n in (1, 2, 3)]
-    found = _ended(config(max_updates=8, patience=2, stop_on="nll"), History(history.updates, valid), None)
-    assert found == "no better nll in 2 validations"
-    assert _ended(config(max_updates=8, patience=3, stop_on="nll"), History(history.updates, valid), None) is None
-
-
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     config = settings(tmp_path)
-    told = list(_missing(config, History([record(3)], [], 1), None, None))
+    told = list(_missing(config, History([record(3)], [], 1), None, None, None))
     assert ["3 of at most 7" in told[0], "1 lines" in told[1], "no validation set" in told[2]] == [True] * 3
     assert "No checkpoint" in told[3] and len(told) == 4
     assert Options().split is None
