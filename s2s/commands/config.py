@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from s2s import configfile
 from s2s.commands.output import answer
 from s2s.configfile import Key, dotted
-from s2s.errors import ConfigError, DataError, SystemRefused, printable
+from s2s.errors import ConfigError, DataError, printable
 from s2s.progress import say
 from s2s.settings import MayChange
 
@@ -309,7 +309,7 @@ def new(source: Path, target: Path, out: Path, overwrite: bool = False) -> None:
     paths = {part: [folder / f"{part}.{suffix}" for suffix in suffixes] for part in ("train", "valid", "test")}
 
     def sink(path: Path) -> OutputFile:
-        return OutputFile(path, overwrite=overwrite, inputs=(source, target))
+        return OutputFile(path, overwrite=overwrite, inputs=(source, target), make_folder=True)
 
     def pairs(counts: PairCounts) -> Iterator[tuple[Pair, int]]:
         for pair in read_pairs(source, target, max_length=_LONGEST, remedy=CONVERT, counts=counts):
@@ -320,10 +320,6 @@ def new(source: Path, target: Path, out: Path, overwrite: bool = False) -> None:
     counts = PairCounts()
     valid, test = _held_out(digest for _, digest in pairs(counts))
     say(counts.summary())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SystemRefused(folder, f"cannot be made: {error.strerror}") from error
     with Stop(lambda: "before all files were written"), ExitStack() as stack:
         for file in (config, *(file for both in files.values() for file in both)):
             stack.enter_context(file)

@@ -597,12 +597,14 @@ class OutputFile:
         overwrite: bool = False,
         inputs: Sequence[Path | str] = (),
         begun: tuple[str, int] | None = None,
+        make_folder: bool = False,
     ) -> None:
-        """Raises UsageError if the file is one of ``inputs``, through links too, exists without ``overwrite``, or has
-        no folder.
+        """Raises UsageError if the file is one of ``inputs``, through links too, or exists without ``overwrite``, or
+        its folder does not.
 
         ``begun``: the `place` that another process with this output wrote to and did not finish, and the bytes of it
-        that are good; it is gone on with. What the system refuses, here and later, is SystemRefused.
+        that are good; it is gone on with. ``make_folder``: a folder that is not there is made when writing begins.
+        What the system refuses, here and later, is SystemRefused.
         """
         self.path = Path(path)
         # A link stays, the file behind it is replaced; a pipe that has no name of its own is behind no path.
@@ -614,7 +616,7 @@ class OutputFile:
         try:
             mode = self._target.stat().st_mode
         except (FileNotFoundError, NotADirectoryError) as error:
-            if not self._target.parent.is_dir():
+            if not make_folder and not self._target.parent.is_dir():
                 raise self._no_folder() from error
             mode = stat.S_IFREG
         except OSError as error:
@@ -625,7 +627,7 @@ class OutputFile:
             if stat.S_ISREG(mode) and not overwrite:
                 raise self._exists()
         self._is_special, self._overwrite = not stat.S_ISREG(mode), overwrite
-        self._begun = None if begun is None else begun[1]
+        self._begun, self._make_folder = None if begun is None else begun[1], make_folder
         name = f".s2s-{secrets.token_hex(8)}" if begun is None else begun[0]
         self._temporary = self._target if self._is_special else self._target.with_name(name)
 
@@ -638,6 +640,8 @@ class OutputFile:
         # The mode of a new file is 0666 less the user's umask; tempfile would give 0600.
         flags = os.O_WRONLY if self._is_special else os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
+            if self._make_folder:
+                self._target.parent.mkdir(parents=True, exist_ok=True)
             if self._begun is not None and not self._is_special:
                 self._take_up(self._begun)
                 return self
