@@ -1,4 +1,4 @@
-"""Pictures of attention: a self-contained SVG for pages and files, and block characters for a terminal.
+"""Pictures of attention: a self-contained SVG for pages and files.
 
 Source words run across the top, target words down the left, and the shade of a cell is its weight. A source that is
 read from right to left runs so here too. The words are other people's text, so everything is escaped, and the SVG has
@@ -19,8 +19,6 @@ from s2s.analysis.svg import (
     DARK,
     FONT,
     FONTS,
-    clusters,
-    columns_of,
     isolated,
     label,
     pixels,
@@ -28,7 +26,6 @@ from s2s.analysis.svg import (
     shorten,
     visible,
 )
-from s2s.errors import printable
 
 Weights = NDArray[np.floating[Any]]
 Span = tuple[float, float]
@@ -39,7 +36,6 @@ _PADDING = 20  # px around the picture
 _LEGEND = 150  # px, the width of its bar
 _SIZES = ((30, 26), (60, 20), (10**9, 16))  # up to so many words on a side: px a cell
 _ABREAST = 1200  # px, from which several pictures do not stand side by side but below each other
-_SHADES = "·░▒▓█"
 
 # Three colours of one hue in equal steps of lightness, for the smallest, the middle and the largest weight.
 SHADES = ((243, 247, 252), (91, 147, 214), (11, 47, 107))
@@ -126,35 +122,6 @@ def heat_maps_svg(maps: Sequence[HeatMap], title: str = "") -> str:
     for panel, (x, y) in zip(panels, places, strict=True):
         parts += [f'<g transform="translate({x} {y})">', *panel.drawn(), "</g>"]
     return "\n".join([*parts, "</svg>\n"])
-
-
-def heat_map_text(weights: Weights, source_words: Sequence[str], target_words: Sequence[str]) -> str:
-    """Draw ``weights`` (T, S) with block characters; the source words are written downwards above their columns.
-
-    Control and format characters in words are escaped. Raises ValueError like `heat_map_svg`.
-    """
-    given = HeatMap(weights, source_words, target_words)
-    given.check()
-    sources = [clusters(shorten(printable(word))) for word in source_words]
-    targets = [shorten(printable(word)) for word in target_words]
-    margin = max(map(columns_of, targets), default=0)
-    height = max(map(len, sources), default=0)
-    lines = []
-    for row in range(height):
-        # Words end just above their column; a cell is two terminal columns wide.
-        letters = [word[row - height] if row >= height - len(word) else "" for word in sources]
-        lines.append(" " * (margin + 1) + "".join(_pad(letter, 2) for letter in letters))
-    for word, shares in zip(targets, weights / given.largest, strict=True):
-        shades = [_SHADES[round(float(share) * (len(_SHADES) - 1))] for share in shares]
-        cells = "".join(shade + (" " if shade == _SHADES[0] else shade) for shade in shades)
-        lines.append(" " * (margin - columns_of(word)) + f"{word} {cells}")
-    steps = [f"{shade} {given.largest * step / (len(_SHADES) - 1):.2f}" for step, shade in enumerate(_SHADES)]
-    lines += ["", " " * (margin + 1) + "  ".join(steps)]
-    return "".join(line.rstrip() + "\n" for line in lines)
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - columns_of(text))
 
 
 def _arranged(panels: Sequence[_Panel]) -> tuple[list[tuple[int, int]], int, int]:

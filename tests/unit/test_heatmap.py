@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2s.analysis.heatmap import HeatMap, heat_map_svg, heat_map_text, heat_maps_svg
+from s2s.analysis.heatmap import HeatMap, heat_map_svg, heat_maps_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 WEIGHTS = np.array([[0.5, 0.0, 0.25], [0.0, 0.75, 0.001]])
@@ -89,8 +88,6 @@ def test_text_creates_no_element_and_no_attribute(text: str) -> None:
 def test_any_text_gives_well_formed_xml(source: str, target: str) -> None:
     svg = heat_map_svg(np.ones((1, 1)), [source], [target], title=source, note=target)
     ElementTree.fromstring(svg.encode("utf-8"))
-    text = heat_map_text(np.ones((1, 1)), [source], [target])
-    assert not {unicodedata.category(character) for character in text.replace("\n", "")} & {"Cc", "Cf", "Zl", "Zp"}
 
 
 def test_right_to_left_words_keep_their_edge() -> None:
@@ -131,25 +128,13 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         heat_map_svg(WEIGHTS, ["a", "b"], ["x", "y"])
     for wrong in (np.nan, np.inf, -0.5):
         with pytest.raises(ValueError, match="finite and not negative"):
-            heat_map_text(np.array([[wrong]]), ["a"], ["x"])
+            heat_map_svg(np.array([[wrong]]), ["a"], ["x"])
 
 
 def test_nothing_to_draw_is_no_error() -> None:
     for shape in ((0, 0), (0, 2), (2, 0), (2, 2)):
         sources, targets = ["a", "b"][: shape[1]], ["x", "y"][: shape[0]]
         ElementTree.fromstring(heat_map_svg(np.zeros(shape), sources, targets))
-        assert heat_map_text(np.zeros(shape), sources, targets)
-
-
-def test_the_terminal_version() -> None:
-    assert heat_map_text(np.array([[0.8, 0.0, 0.2], [0.1, 0.6, 0.4]]), ["ab", "漢字", "c"], ["x", "yé"]) == (
-        "   a 漢\n   b 字c\n x ██· ░░\nyé · ▓▓▒▒\n\n   · 0.00  ░ 0.20  ▒ 0.40  ▓ 0.60  █ 0.80\n"
-    )
-
-
-def test_the_terminal_version_escapes_controls() -> None:
-    assert "\\x1b[2J" in heat_map_text(np.ones((1, 1)), ["a"], ["\x1b[2J"])
-    assert "\x1b" not in heat_map_text(np.ones((1, 1)), ["\x1b[2J"], ["a"])
 
 
 # --- marks, directions, several at once -------------------------------------------------------------------------------
