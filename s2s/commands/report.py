@@ -212,7 +212,9 @@ def _ended(run: Run, config: Config) -> str | None:
         snapshot = load_model(run.path, "latest", warn).snapshot
     except CheckpointError:  # a training that is under way may just have replaced it
         return None
-    return None if "averaged" in snapshot.state else limit_met(state_of(snapshot, str(run.path)), config.training)
+    if "averaged" in snapshot.state:  # which knows of no training
+        return None
+    return limit_met(state_of(snapshot, str(run.path)), config.training)
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
