@@ -264,7 +264,10 @@ _FILES: Any = {"data": True, "init_like": True, "init_from": True, "objective": 
 
 
 def _limits(data: DataSettings) -> dict[str, object]:
-    """What decides which pairs are learned from and which checkpoint is the best; but for two as far as asked for."""
+    """What decides which pairs are learned from and which checkpoint is the best.
+
+    Most only where they are not the default, so that the hash of older rows, made before there were these, still holds.
+    """
     named = {"language", "temperature", "max_ratio", "drop_copies", "drop_repeats"}
     filters = data.model_dump(mode="json", exclude_defaults=True, include=named)
     if isinstance(data.train, tuple):

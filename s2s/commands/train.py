@@ -87,10 +87,12 @@ def train(
             def opened() -> str:
                 again = world.noted("opened")  # then what was asked for at the start has happened
                 how = (resume == "auto" or again, overwrite and not again)
-                if run.check(*how) and how[1]:
-                    _require_ready(config, run)
+                deletes = run.check(*how) and how[1]
                 run.path.mkdir(parents=True, exist_ok=True)
                 held.enter_context(RunLock(run.path))
+                if deletes:
+                    with signals.nothing_to_save("before anything was overwritten"):
+                        _require_ready(config, run)
                 identity = run.open(*how)
                 world.note("opened")
                 return identity
@@ -103,7 +105,8 @@ def train(
 def _require_ready(config: Config, run: Run) -> None:
     """Raises what a new training would end with at once: the run in its place is deleted only for one that begins.
 
-    UsageError where it would read what is deleted.
+    UsageError where it would read what is deleted. What it learns from is prepared here, in the cache beside the run,
+    for only then is known whether it can be.
     """
     configuration.check_parts(config)
     for key, file in configfile.files(config):
@@ -114,6 +117,7 @@ def _require_ready(config: Config, run: Run) -> None:
         raise DataError(file, "no such file", f"nothing was overwritten; {configfile.dotted(key)} names it")
     for path in config.runs_before.values():
         best_weights(path)
+    prepare(config.data, config.tokenizer, cache_of(run.path), lambda line: None, given_tokenizers(config))
 
 
 def _voice(world: World, progress: Kind) -> AbstractContextManager[None]:

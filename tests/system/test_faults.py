@@ -120,6 +120,7 @@ def test_a_run_is_not_started_again_unasked(project: Path, run: Path, cli: Cli) 
     ("setting", "code", "words"),
     [
         ("data.train.source=none.en", 3, ["none.en: no such file", "nothing was overwritten"]),
+        ("data.train.source=valid.en", 3, ["valid.en", "lines"]),
         ("init_from=RUN", 2, ["--overwrite: would delete", "which init_from names", "--run-dir"]),
         ("objective.teacher={run: RUN/checkpoints}", 2, ["--overwrite: would delete", "objective.teacher.run names"]),
         ("init_from=empty", 4, ["empty", "no checkpoint"]),

@@ -583,13 +583,10 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 def test_no_output_into_folders(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a directory"):
         OutputFile(tmp_path, overwrite=True)
+    write(tmp_path / "file", b"")
     for folder in ("none", "file"):
-        (tmp_path / "file").touch()
         with pytest.raises(UsageError, match="folder does not exist"):  # before any work
             OutputFile(tmp_path / folder / "out")
-    write(tmp_path / "file", b"")
-    with pytest.raises(UsageError, match="folder does not exist"), OutputFile(tmp_path / "file" / "out"):
-        pass
     with pytest.raises(SystemRefused, match="too long"):
         OutputFile(tmp_path / ("n" * 300))
 
