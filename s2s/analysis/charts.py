@@ -82,39 +82,32 @@ def bar_chart(
     *,
     title: str,
     y: str,
-    spread: Mapping[str, Sequence[float | None]] | None = None,
 ) -> str:
     """Groups of bars from zero: of each series one value a category, None where there is none.
 
-    ``spread`` gives some series a line of so much above and below each value. Raises ValueError for a series, or a
-    spread, that does not have one value a category.
+    Raises ValueError for a series that does not have one value a category.
     """
-    around = spread or {}
-    for name, values in [*series.items(), *around.items()]:
+    for name, values in series.items():
         if len(values) != len(categories):
             raise ValueError(f"series {name!r} has {len(values)} values for {len(categories)} categories")
     bars = [
-        (place, index, name, value, _finite(around[name][place]) if name in around else None)
+        (place, index, name, value)
         for index, (name, values) in enumerate(series.items())
         for place, given in enumerate(values)
         if (value := _finite(given)) is not None
     ]
-    up = _linear([0.0, *(end for *_, value, more in bars for end in (value - (more or 0), value + (more or 0)))])
+    up = _linear([0.0, *(value for *_, value in bars)])
     frame = _Frame(title, list(series), up.labels, y, below=_slant(categories), bars=True)
     parts = [*frame.opening(), *frame.grid(up, y), *frame.names(categories)]
     group = frame.wide / max(1, len(categories))
     width = min(40.0, 0.8 * group / max(1, len(series)))
     zero = frame.y(up.place(0.0))
-    for place, index, name, value, more in bars:
+    for place, index, name, value in bars:
         left = frame.left + (place + 0.5) * group + (index - len(series) / 2) * width
         top, bottom = sorted((frame.y(up.place(value)), zero))
         tip = f"{isolated(name)}, {isolated(categories[place])}: {number(value)}"
-        tip += f" ± {number(more)}" if more is not None else ""
         box = f'x="{left:.1f}" y="{top:.1f}" width="{max(width - 1, 0.5):.1f}" height="{bottom - top:.1f}"'
         parts.append(f'<rect class="bar {_look(index)}" {box}><title>{tip}</title></rect>')
-        if more:
-            high, low, middle = frame.y(up.place(value + more)), frame.y(up.place(value - more)), left + width / 2
-            parts.append(f'<path class="spread" d="M{middle:.1f} {high:.1f}V{low:.1f}"/>')
     return frame.closed(parts, bool(bars))
 
 
@@ -344,7 +337,7 @@ def style() -> str:
         ".chart .line{fill:none;stroke-width:1.8;stroke-linejoin:round}.chart .line.key{stroke-width:4}"
         ".chart .line.t1{stroke-dasharray:7 4}.chart .line.t2{stroke-dasharray:2 4}"
         ".chart .bar.t1,.chart .dot.t1{fill-opacity:.55}.chart .bar.t2,.chart .dot.t2{fill-opacity:.25}"
-        ".chart .grid{fill:none}.chart .spread{fill:none;stroke-width:1.5}.chart .mean{fill:none;stroke-width:3}"
+        ".chart .grid{fill:none}.chart .mean{fill:none;stroke-width:3}"
         f"{light}{DARK}{{{dark}}}</style>"
     )
 
@@ -352,7 +345,7 @@ def style() -> str:
 def _palette(colours: Sequence[str], word: str, quiet: str, grid: str) -> str:
     rules = [
         f".chart .word,.chart .title{{fill:{word}}}.chart .quiet{{fill:{quiet}}}.chart .grid{{stroke:{grid}}}",
-        f".chart .spread,.chart .mean{{stroke:{word}}}",
+        f".chart .mean{{stroke:{word}}}",
     ]
     for index, colour in enumerate(colours):
         rules.append(f".chart .line.s{index}{{stroke:{colour}}}")

@@ -13,7 +13,6 @@ import torch
 
 from s2s.analysis.figure import figure
 from s2s.analysis.heatmap import HeatMap, heat_maps_svg
-from s2s.checkpoint import replace_file
 from s2s.commands.models import load, require_models
 from s2s.data.text import NOT_STRICT, Invalid, OutputFile, TextCounts, read_lines, read_stream
 from s2s.errors import CheckpointError, DataError, UsageError
@@ -74,11 +73,9 @@ def attention(models: Sequence[Path], source: Path | None, options: Options) -> 
     pair = _pair(source, options)
     device = resolve_device(options.device)
     maps = [one for path in models for one in _drawn(path, load(path, device, options.checkpoint), pair, options)]
-    if form == "svg":
-        with sink as file:
-            file.write_line(heat_maps_svg(maps).rstrip("\n"))
-    else:
-        replace_file(options.output.resolve(), figure(maps, form))
+    picture = heat_maps_svg(maps).encode() if form == "svg" else figure(maps, form)
+    with sink as file:
+        file.write(picture)
     say(f"wrote {options.output}")
 
 

@@ -583,7 +583,7 @@ def _is_too_long(text: str, max_length: int) -> bool:
 
 
 class OutputFile:
-    """A text file that appears whole or not at all.
+    """A file, of text as a rule, that appears whole or not at all.
 
     Use as a context manager. Lines go to a temporary file in the same folder, which takes the name at the end. If the
     body or the writing fails, the target stays as it was, and what was written, if anything, is kept as
@@ -664,8 +664,12 @@ class OutputFile:
 
     def write_line(self, text: str) -> None:
         """Write one line of text, as `printable_output` gives it, and LF."""
+        self.write(text.encode("utf-8") + b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Write what is not lines of text, such as a picture."""
         try:
-            self._file.write(text.encode("utf-8") + b"\n")
+            self._file.write(data)
         except OSError as error:
             raise self._refused(error) from error
 

@@ -7,13 +7,9 @@ from s2s.evaluation.scores import (
     MetricName,
     Score,
     bleu,
-    chrf,
-    exact_match,
     judge,
     score_all,
-    ter,
     tok_lc,
-    tok_lc_bleu,
 )
 
 __all__ = [
@@ -23,11 +19,7 @@ __all__ = [
     "MetricName",
     "Score",
     "bleu",
-    "chrf",
-    "exact_match",
     "judge",
     "score_all",
-    "ter",
     "tok_lc",
-    "tok_lc_bleu",
 ]

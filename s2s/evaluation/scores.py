@@ -105,30 +105,6 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
     return judge("bleu", [references])(hypotheses).score
 
 
-def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """chrF2 of raw text: F-score of character n-grams up to 6, recall counted twice, 0 to 100."""
-    return judge("chrf", [references])(hypotheses).score
-
-
-def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Translation edit rate, lower-cased as tercom does it: edits per 100 reference words, lower is better."""
-    return judge("ter", [references])(hypotheses).score
-
-
-def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
-    """Per cent of lines that equal their reference character for character."""
-    return judge("exact", [references])(hypotheses).score
-
-
-def tok_lc_bleu(hypotheses: Sequence[str], tokenised_references: Sequence[str], language: str) -> Score:
-    """BLEU of raw ``hypotheses`` against the official ``lc.norm.tok`` references of ``language`` ("de", "en", ...).
-
-    Raises DataError for no lines or different numbers of lines.
-    """
-    official = tokenised_references
-    return judge("tok-lc", [official], tokenised=official, language=language)(hypotheses).score
-
-
 def score_all(
     hypotheses: Sequence[str],
     references: Sequence[str],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import threading
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -67,6 +69,15 @@ def test_png_and_pdf(finished: Path, project: Path, tmp_path: Path, cli: Cli) ->
         picture = tmp_path / f"a.{form}"
         assert cli("attention", project / "valid.en", "-m", finished, "-o", picture).code == 0
         assert picture.read_bytes().startswith(beginning)
+        pipe = tmp_path / f"pipe.{form}"
+        os.mkfifo(pipe)
+        read: list[bytes] = []
+        reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()), daemon=True)  # noqa: B023
+        reader.start()
+        assert cli("attention", project / "valid.en", "-m", finished, "-o", pipe).code == 0
+        assert pipe.is_fifo(), "written to, not replaced by a file"
+        reader.join(60)
+        assert read[0].startswith(beginning)
 
 
 def test_refusals(finished: Path, project: Path, tmp_path: Path, cli: Cli) -> None:

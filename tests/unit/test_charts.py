@@ -75,17 +75,12 @@ def test_a_constant_is_in_the_middle_and_dust_is_constant() -> None:
 
 
 def test_bars_rise_from_zero() -> None:
-    svg = bar_chart(
-        ["0-9", "10+"], {"a": [20, 10], "b": [None, -5]}, title="", y="BLEU", spread={"a": [2, None]}
-    )  # fmt: skip
+    svg = bar_chart(["0-9", "10+"], {"a": [20, 10], "b": [None, -5]}, title="", y="BLEU")
     drawn = [one for one in marks(svg, "rect", "bar") if one.findtext(f"{SVG}title")]
-    assert tips(svg, "rect", "bar")[-3:] == ["a, 0-9: 20 ± 2", "a, 10+: 10", "b, 10+: -5"]
+    assert tips(svg, "rect", "bar")[-3:] == ["a, 0-9: 20", "a, 10+: 10", "b, 10+: -5"]
     (_, top, tall), (_, _, half), (_, zero, below) = (at(bar, "x", "y", "height") for bar in drawn)
     assert half == pytest.approx(tall / 2, abs=0.11) and below == pytest.approx(tall / 4, abs=0.11)
     assert zero == pytest.approx(top + tall, abs=0.11)
-    (spread,) = marks(svg, "path", "spread")
-    high, low = map(float, re.findall(r"[\d.]+", spread.get("d", ""))[1:])
-    assert low - high == pytest.approx(tall / 5, abs=0.21) and (low + high) / 2 == pytest.approx(top, abs=0.11)
 
 
 def test_bars_of_a_group_stand_side_by_side_within_it() -> None:
@@ -169,7 +164,5 @@ def test_what_does_not_fit_is_refused() -> None:
         line_chart([Series("a", [1, 2], [1])], title="", x="", y="")
     with pytest.raises(ValueError, match="1 values for 2 categories"):
         bar_chart(["a", "b"], {"m": [1]}, title="", y="")
-    with pytest.raises(ValueError, match="1 values for 2 categories"):
-        bar_chart(["a", "b"], {"m": [1, 2]}, title="", y="", spread={"m": [1]})
     with pytest.raises(ValueError, match="1 names and 2 rows"):
         dot_plot(["a"], [[1], [2]], title="", x="")
