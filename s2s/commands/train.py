@@ -180,6 +180,7 @@ def _train(config: Config, run: Run, identity: str, signals: Signals, world: Wor
         "tokenizer": prepared.tokenizers.fingerprint,
         "fingerprint": prepared.fingerprint,
         "threads": torch.get_num_threads(),
+        "numpy": np.__version__,
         "processes": world.size,
         "init_from": began_from,
         "teacher": None if teacher is None else {
@@ -301,11 +302,11 @@ def _newest(checkpoints: Checkpoints, world: World) -> Loaded | None:
 
 def _require_same(facts: dict[str, Any], world: World) -> None:
     """Raises ConfigError where another process would train something else."""
-    told = world.gather({name: facts[name] for name in ("config", "tokenizer", "fingerprint", "teacher")})
+    told = world.gather({name: facts[name] for name in ("config", "tokenizer", "fingerprint", "numpy", "teacher")})
     for rank, one in enumerate(told):
         if differing := [name for name in one if one[name] != told[0][name]]:
             what = f"processes 0 and {rank} differ in {', '.join(differing)}"
-            raise ConfigError("", what, "start all with the same command, files and devices")
+            raise ConfigError("", what, "start all with the same command, files, devices and libraries")
 
 
 def _data(config: Config, run: Run, loaded: Loaded | None, world: World) -> Prepared:
@@ -396,9 +397,16 @@ def _unnamed(corpora: Any) -> Any:
 
 
 def _check_machine(loaded: Loaded, world: World) -> None:
-    """Warn of what makes the rest of a run differ in its last bits; other processes make other updates altogether."""
-    state = {"processes": 1} | loaded.snapshot.state
-    now = {"processes": world.size, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+    """Warn of what makes the rest of a run differ in its last bits; other processes make other updates altogether.
+
+    So may another numpy, for its permutation is the order of an epoch.
+    """
+    state = {
+        "processes": 1,
+        "numpy": np.__version__,
+    } | loaded.snapshot.state  # some were saved when these were not kept
+    now: dict[str, object] = {"processes": world.size, "threads": torch.get_num_threads()}
+    now |= {"torch": str(torch.__version__), "numpy": np.__version__}
     for name, value in now.items():
         if state.get(name) != value:
             warn(f"{name}: {state.get(name)} -> {value}: the run is no longer the same to the bit")

@@ -299,15 +299,16 @@ def test_a_state_that_is_no_state(project: Path, run: Path, last: Path, finished
 
 @pytest.mark.fault("C12", "R10")
 def test_a_checkpoint_of_another_machine(project: Path, run: Path, last: Path, cli: Cli) -> None:
-    """Trained on a GPU in bf16 with another torch: it goes on here, and everything that differs is named."""
+    """Trained on a GPU in bf16 with other libraries: it goes on here, and everything that differs is named."""
     state = json.loads((last / "state.json").read_text())
-    state["torch"] = "9.9.9+cu999"
+    state["torch"], state["numpy"] = "9.9.9+cu999", "9.9.8"
     state["config"]["training"] |= {"device": "cuda", "precision": "bf16"}
     rewrite_state(last, state)
     more = f"training.max_updates={UPDATES + 1}"
     outcome = cli(*train_arguments(project, run, more, f"data.cache={project / '.cache'}"))
     assert outcome.code == 0, outcome
-    for what in ("torch: 9.9.9+cu999 -> ", "training.device: cuda -> cpu", "training.precision: bf16 -> float32"):
+    settings = ("training.device: cuda -> cpu", "training.precision: bf16 -> float32")
+    for what in ("torch: 9.9.9+cu999 -> ", "numpy: 9.9.8 -> ", *settings):
         line = next(line for line in outcome.err.splitlines() if f"s2s: warning: {what}" in line)
         assert line.endswith("the run is no longer the same to the bit")
     assert steps(run)[-1] == UPDATES + 1
