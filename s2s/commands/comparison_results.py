@@ -338,7 +338,7 @@ def _length_table(found: Found, finished: Sequence[Found]) -> Found | None:
 
 def _sentences(settings: ComparisonSettings, systems: Sequence[System]) -> Iterator[Found]:
     """Each shown line with the translation by the first seed of every system."""
-    for place, number in enumerate(settings.shown):
+    for place, number in enumerate(settings.lines_shown):
         through, source, reference = [], "", ""
         for system in systems:
             seed, details = next(iter(system.details.items()), (0, {"shown": []}))

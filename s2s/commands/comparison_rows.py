@@ -24,6 +24,7 @@ import torch
 from s2s import config as configuration
 from s2s.analysis.alignment import GoldLinks, Link, Weights, aer, entropy, given_weights, links_from_weights, read_links
 from s2s.checkpoint import load_model, replace_file
+from s2s.commands.comparison_settings import FIRST_LINES
 from s2s.commands.models import load
 from s2s.commands.translate import translate_lines, word_attention
 from s2s.data.parallel import Parallel, require_equal_lines
@@ -54,7 +55,7 @@ class Asked(NamedTuple):
     metrics: tuple[str, ...]
     language: str
     length_bands: tuple[int, ...]
-    shown: tuple[int, ...]
+    shown: tuple[int, ...] | None
 
 
 class Files(NamedTuple):
@@ -85,12 +86,13 @@ class Exam(NamedTuple):
     """The references as they stand in their file."""
     gold: list[GoldLinks] | None
     judges: list[Judge]
+    shown: tuple[int, ...]
 
     @classmethod
     def of(cls, asked: Asked) -> Exam:
         """Raises DataError where files do not fit each other, UsageError for a metric that needs a missing package."""
         pairs = [(source or "", target or "") for source, target in Parallel(asked.source, asked.target)]
-        for number in asked.shown:
+        for number in asked.shown or ():
             if number > len(pairs):
                 what = f"has {len(pairs)} lines, and line {number} is to be shown"
                 raise DataError(asked.source, what, "show another")
@@ -99,12 +101,13 @@ class Exam(NamedTuple):
             require_equal_lines((str(asked.source), len(pairs)), (str(asked.links), len(gold)))
         right = list(read_raw_lines(asked.target))
         judges = [judge(name, [right], target=asked.language, language=asked.language) for name in asked.metrics]
-        return cls(pairs, right, gold, judges)
+        shown = FIRST_LINES[: len(pairs)] if asked.shown is None else asked.shown
+        return cls(pairs, right, gold, judges, shown)
 
 
 def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
     """The numbers of a finished run and their details. Raises CheckpointError, and what `Exam.of` raises."""
-    pairs, right, gold, judges = Exam.of(asked)
+    pairs, right, gold, judges, shown = Exam.of(asked)
     trained = load(run, resolve_device(device))
     began = time.monotonic()
     with Meter(f"translating with {run}", len(pairs)) as meter:
@@ -123,7 +126,7 @@ def measure(run: Path, asked: Asked, device: str) -> tuple[Row, dict[str, Any]]:
         "torch": str(torch.__version__),
         **_attention(trained, pairs, gold),
     }
-    return row, {"hypotheses": lines, "shown": list(_shown(trained, pairs, asked.shown))}
+    return row, {"hypotheses": lines, "shown": list(_shown(trained, pairs, shown))}
 
 
 def require_finished(run: Path) -> None:

@@ -41,6 +41,7 @@ ColumnName = Literal[
 COLUMNS: tuple[ColumnName, ...] = (
     "bleu", "chrf", "difference", "p", "better", "aer-0", "entropy", "tokens", "sentences", "memory", "parameters",
 )  # fmt: skip
+FIRST_LINES = (1, 2, 3)
 
 
 class ComparisonSettings(Settings):
@@ -77,8 +78,9 @@ class ComparisonSettings(Settings):
     """The columns of the table."""
     length_bands: Annotated[tuple[int, ...], Field(min_length=1)] = LENGTHS
     """Words of a source from which the next band begins: 10, 20 is 0-9, 10-19 and 20+."""
-    shown: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
-    """Lines of the test set, from 1, that the page shows through every system, with what was attended to."""
+    shown: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Lines of the test set, from 1, that the page shows through every system, with what was attended to; null: the
+    first three, as far as there are."""
     samples: Annotated[int, Field(ge=100, le=1_000_000)] = SAMPLES
     """Test sets that the paired bootstrap draws."""
     threads: Annotated[int, Field(ge=1)] | None = None
@@ -123,6 +125,11 @@ class ComparisonSettings(Settings):
     def bands(self) -> Bands:
         """The bands of source length."""
         return Bands(self.length_bands)
+
+    @property
+    def lines_shown(self) -> tuple[int, ...]:
+        """Lines that the page shows, where the test set has them."""
+        return FIRST_LINES if self.shown is None else self.shown
 
     @property
     def bootstrap(self) -> tuple[int, int]:
@@ -256,7 +263,7 @@ def fingerprint(cell: Cell, settings: ComparisonSettings, test: Mapping[str, str
         "run": None if cell.recipe is not None else run_of(cell.run).identity(),
     } | ({"teacher": before["teacher"].name} if "teacher" in before else {})
     language = [settings.target] if settings.target != "de" else []
-    return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.shown, *language])
+    return _hash([trained, dict(test), settings.metrics, settings.length_bands, settings.lines_shown, *language])
 
 
 _FILES: Any = {"data": True, "init_like": True, "init_from": True, "objective": {"teacher": {"run"}}}

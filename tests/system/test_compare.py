@@ -296,6 +296,20 @@ def test_what_cannot_be_measured_is_told_before_training(
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_test_set_of_two_lines(finished: Path, project: Path, tmp_path: Path, cli: Cli) -> None:
+    """Nobody asked for a third line; the page shows what there is."""
+    texts = []
+    for option, name in (("--source", "valid.en"), ("--reference", "valid.de")):
+        short = "".join((project / name).read_text().splitlines(keepends=True)[:2])
+        (tmp_path / name).write_text(short)
+        texts += [option, tmp_path / name]
+    found = cli("compare", finished, "-o", tmp_path / "out", *texts)
+    assert found.code == 0, found.err
+    details = json.loads((tmp_path / "out" / "details" / "rnn-1.json").read_text())
+    assert [one["line"] for one in details["shown"]] == [1, 2]
+    assert (tmp_path / "out" / "comparison.html").read_text().count("<h3>Line ") == 2
+
+
 def test_a_log_on_a_full_disk_hides_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(task: Task) -> None:
         raise error
