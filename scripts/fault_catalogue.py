@@ -52,7 +52,7 @@ SECTIONS = (
             (0, "a crash between a record and its checkpoint: no record twice, none missing, none cut"),
             (1, "the corpus changed since the checkpoint"),
             (1, "settings changed since the checkpoint, harmless ones and others"),
-            (1, "other threads, another torch, another machine: a warning that names it"),
+            (1, "other threads, another torch or numpy, another machine: a warning that names it"),
             (1, "two trainings in one run directory; the lock of a dead one"),
             (1, "power loss: files and directories are synced before they are renamed"),
             (1, "a clock that jumps back, saves in the same second"),

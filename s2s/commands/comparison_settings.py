@@ -42,6 +42,7 @@ COLUMNS: tuple[ColumnName, ...] = (
     "bleu", "chrf", "difference", "p", "better", "aer-0", "entropy", "tokens", "sentences", "memory", "parameters",
 )  # fmt: skip
 FIRST_LINES = (1, 2, 3)
+"""The lines of the test set that a page shows where nobody names others."""
 
 
 class ComparisonSettings(Settings):

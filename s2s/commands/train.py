@@ -401,10 +401,8 @@ def _check_machine(loaded: Loaded, world: World) -> None:
 
     So may another numpy, for its permutation is the order of an epoch.
     """
-    state = {
-        "processes": 1,
-        "numpy": np.__version__,
-    } | loaded.snapshot.state  # some were saved when these were not kept
+    kept_later = {"processes": 1, "numpy": np.__version__}  # older checkpoints do not say
+    state = kept_later | loaded.snapshot.state
     now: dict[str, object] = {"processes": world.size, "threads": torch.get_num_threads()}
     now |= {"torch": str(torch.__version__), "numpy": np.__version__}
     for name, value in now.items():
